@@ -1,0 +1,1 @@
+"""Every knob: typed schema, YAML presets, and the one place that knows hydra."""

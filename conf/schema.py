@@ -1,0 +1,420 @@
+"""Every knob of Conclave: plain dataclasses, validated where they are read.
+
+One tree serves every job. A field is documented beside it; a value that cannot work raises `InputError` with the knob,
+the value and what to do. Nothing here loads torch or ray, so a typo is refused at once.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """What the user gave cannot work. The message names the knob or the file, the value, and the fix."""
+
+
+def _positive(prefix: str, section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value <= 0:
+            raise InputError(f"{prefix}.{name}={value} must be greater than 0")
+
+
+def _share(prefix: str, section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if not 0 <= value <= 1:
+            raise InputError(f"{prefix}.{name}={value} must lie in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class Run:
+    name: str = "default"  # the folder under `dir`
+    dir: str = "runs"
+    seed: int = 0
+    rebuild: bool = False  # a stage whose config or inputs changed: false refuses, true sets the old one aside
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
+            raise InputError(f"run.name={self.name!r} must be one folder name, without '/'")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.dir).absolute() / self.name
+
+
+@dataclass(kw_only=True)
+class Model:
+    """A sparse-MoE decoder: Qwen3-MoE when `qk_norm`, Mixtral when not. Presets: tiny, demo, small, base."""
+
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    experts: int = 8
+    top_k: int = 2
+    expert_size: int = 256  # the inner width of one expert
+    context: int = 512  # positions
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    init_std: float = 0.02
+    balance_coef: float = 0.01  # load-balancing loss (Switch Transformer), divided by the number of layers
+    z_coef: float = 0.001  # router z-loss (ST-MoE), divided by the number of layers
+
+    def __post_init__(self) -> None:
+        names = "hidden_size layers heads kv_heads head_dim experts top_k expert_size context rope_theta norm_eps"
+        _positive("model", self, *names.split(), "init_std")
+        if self.heads % self.kv_heads:
+            fix = ceil(self.heads / self.kv_heads) * self.kv_heads
+            raise InputError(
+                f"model.heads={self.heads} must divide by model.kv_heads={self.kv_heads}; try model.heads={fix}"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"model.head_dim={self.head_dim} must be even: rotary embedding turns pairs of numbers")
+        if self.top_k > self.experts:
+            raise InputError(
+                f"model.top_k={self.top_k} must be at most model.experts={self.experts}; try model.top_k={self.experts}"
+            )
+        for name in ("balance_coef", "z_coef"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model.{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(kw_only=True)
+class Corpus:
+    """Raw text to clean documents: read, normalise, drop exact duplicates, split by hash."""
+
+    files: list[str] = field(default_factory=lambda: ["data/poems.jsonl.gz"])  # .txt .jsonl .jsonl.gz .parquet; globs
+    template: str = "{text}"  # how a record becomes a document; {field} names a field of the record
+    max_documents: int = 0  # 0: all
+    max_bad_fraction: float = 0.0  # share of bad records set aside in rejects.jsonl; above it the job stops
+    max_line_bytes: int = 8 * 2**20
+    val_fraction: float = 0.01
+    test_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise InputError("corpus.files=[] names no file; try corpus.files=[data/poems.jsonl.gz]")
+        _share("corpus", self, "max_bad_fraction", "val_fraction", "test_fraction")
+        _positive("corpus", self, "max_line_bytes")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise InputError(
+                f"corpus.val_fraction={self.val_fraction} and corpus.test_fraction={self.test_fraction} "
+                "leave nothing to train on; their sum must be below 1"
+            )
+
+
+@dataclass(kw_only=True)
+class Tokenizer:
+    """Byte-fallback BPE, trained on the training split, or an existing tokenizer folder."""
+
+    path: str = ""  # an existing tokenizer folder; empty: train one
+    vocab_size: int = 4608  # pieces, special tokens and the 256 bytes included
+    isolate_han: bool = True  # every Han character is a piece of its own; merges join other scripts only
+    min_frequency: int = 2
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 300:
+            raise InputError(
+                f"tokenizer.vocab_size={self.vocab_size} must be at least 300: 256 bytes and the special tokens come first"
+            )
+
+
+@dataclass(kw_only=True)
+class Tokens:
+    """Documents to packed rows of token ids."""
+
+    row_length: int = 256
+    rows_per_shard: int = 16384
+    actors: int = 2  # tokenising actors
+
+    def __post_init__(self) -> None:
+        _positive("tokens", self, "row_length", "rows_per_shard", "actors")
+
+
+@dataclass(kw_only=True)
+class Tasks:
+    """Instruction tasks made from the poems; a user's own files go to `sft.files`."""
+
+    per_task: dict[str, int] = field(
+        default_factory=lambda: {
+            "compose": 20000,
+            "continue": 8000,
+            "next_line": 8000,
+            "form": 4000,
+            "dynasty": 4000,
+            "author": 4000,
+            "dialogue": 1500,
+        }
+    )
+    held_out: int = 256  # validation samples per task, made of poems that no training sample uses
+    prompts: int = 2048  # queries for ranking and RL, apart from the SFT samples
+
+    def __post_init__(self) -> None:
+        _positive("tasks", self, "held_out", "prompts")
+        for name, count in self.per_task.items():
+            if count < 0:
+                raise InputError(f"tasks.per_task.{name}={count} must not be negative")
+
+
+@dataclass(kw_only=True)
+class Optim:
+    """AdamW with warm-up and cosine decay, shared by the supervised stages (each scales `lr`)."""
+
+    lr: float = 2e-3
+    min_lr_ratio: float = 0.1
+    warmup: float = 0.02  # share of the steps
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0  # global gradient norm
+
+    def __post_init__(self) -> None:
+        _positive("optim", self, "lr", "eps", "clip")
+        _share("optim", self, "min_lr_ratio", "warmup", "beta1", "beta2")
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """What pretraining, SFT and reward modelling have in common."""
+
+    steps: int
+    batch_rows: int  # rows per step over all workers
+    accumulate: int = 1  # micro-batches per step
+    lr_scale: float = 1.0  # times optim.lr
+    eval_every: int = 100
+    eval_rows: int = 512
+    save_every: int = 100
+    keep: int = 2  # checkpoints kept while training
+    log_every: int = 5
+
+    def check(self, name: str) -> None:
+        _positive(name, self, "steps", "batch_rows", "accumulate", "lr_scale", "eval_every", "eval_rows")
+        _positive(name, self, "save_every", "keep", "log_every")
+        if self.batch_rows % self.accumulate:
+            fix = ceil(self.batch_rows / self.accumulate) * self.accumulate
+            raise InputError(
+                f"{name}.batch_rows={self.batch_rows} must divide by {name}.accumulate={self.accumulate}; "
+                f"try {name}.batch_rows={fix}"
+            )
+
+
+@dataclass(kw_only=True)
+class Pretrain(Fit):
+    steps: int = 400
+    batch_rows: int = 32
+
+    def __post_init__(self) -> None:
+        self.check("pretrain")
+
+
+@dataclass(kw_only=True)
+class Sft(Fit):
+    steps: int = 200
+    batch_rows: int = 32
+    lr_scale: float = 0.5
+    row_length: int = 256
+    files: list[str] = field(default_factory=list)  # own .jsonl in Alpaca or `messages` form; empty: the tasks stage
+    weights: dict[str, float] = field(default_factory=dict)  # task: relative share of samples; unnamed tasks weigh 1
+
+    def __post_init__(self) -> None:
+        self.check("sft")
+        _positive("sft", self, "row_length")
+        for name, weight in self.weights.items():
+            if weight < 0:
+                raise InputError(f"sft.weights.{name}={weight} must not be negative")
+
+
+@dataclass(kw_only=True)
+class Reward(Fit):
+    steps: int = 100
+    batch_rows: int = 16  # a row holds whole pairs
+    lr_scale: float = 0.25
+    row_length: int = 256
+    held_out: float = 0.1  # share of the queries whose pairs only test the model
+
+    def __post_init__(self) -> None:
+        self.check("reward")
+        _positive("reward", self, "row_length")
+        _share("reward", self, "held_out")
+
+
+class Principle(Enum):
+    harmless = "harmless"
+    helpful = "helpful"
+    truthful = "truthful"
+    fluent = "fluent"
+    clear = "clear"
+
+
+@dataclass(kw_only=True)
+class Rank:
+    """Several sampled answers a query, ranked under named principles by rules."""
+
+    prompts: int = 256
+    answers: int = 4  # per query
+    temperatures: list[float] = field(default_factory=lambda: [0.7, 1.0, 1.0, 1.3])  # cycled over the answers
+    max_new_tokens: int = 96
+    principles: list[Principle] = field(
+        default_factory=lambda: [Principle.helpful, Principle.truthful, Principle.fluent, Principle.clear]
+    )
+    margin: float = 0.05  # two answers whose scores differ by less are tied: no pair
+    actors: int = 2
+
+    def __post_init__(self) -> None:
+        _positive("rank", self, "prompts", "max_new_tokens", "actors")
+        if self.answers < 2:
+            raise InputError(f"rank.answers={self.answers} must be at least 2: one answer has no rank")
+        if len(set(self.principles)) < 2:
+            names = ", ".join(p.name for p in self.principles)
+            raise InputError(f"rank.principles=[{names}] must name at least two of {', '.join(Principle.__members__)}")
+        if not self.temperatures or min(self.temperatures) <= 0:
+            raise InputError(f"rank.temperatures={self.temperatures} must be one or more numbers above 0")
+
+
+@dataclass(kw_only=True)
+class Ppo:
+    """Proximal policy optimisation (Schulman et al. 2017) with a KL tether to the chat model."""
+
+    iterations: int = 20
+    prompts: int = 64  # queries per iteration
+    samples: int = 1  # answers per query
+    max_new_tokens: int = 96
+    epochs: int = 2
+    minibatches: int = 4
+    lr: float = 1e-4
+    critic_lr: float = 3e-4
+    clip: float = 0.2
+    value_clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl_coef: float = 0.05  # per-token KL penalty in the reward
+    grad_clip: float = 1.0
+    critic_warmup: int = 1  # iterations in which only the critic learns
+    model_weight: float = 1.0  # of the reward model's score
+    rule_weight: float = 1.0  # of the rules' score
+    rollouts: int = 2  # rollout actors
+    save_every: int = 5
+    timeout: float = 600.0  # seconds; deadline of one remote call
+
+    def __post_init__(self) -> None:
+        _positive("ppo", self, "iterations", "prompts", "samples", "max_new_tokens", "epochs", "minibatches", "lr")
+        _positive("ppo", self, "critic_lr", "clip", "value_clip", "grad_clip", "rollouts", "save_every", "timeout")
+        _share("ppo", self, "gamma", "lam")
+        batch = self.prompts * self.samples
+        if batch % self.minibatches:
+            raise InputError(
+                f"ppo.prompts*ppo.samples={batch} must divide by ppo.minibatches={self.minibatches}; "
+                f"try ppo.prompts={ceil(batch / self.minibatches) * self.minibatches}"
+            )
+        if batch < self.rollouts:
+            raise InputError(f"ppo.rollouts={self.rollouts} must be at most the {batch} answers of an iteration")
+
+
+@dataclass(kw_only=True)
+class Evaluate:
+    """Held-out evaluation: `trainers.evaluate`, and the closing measurement of the chat and rl stages."""
+
+    model: str = ""  # a model folder; empty: the newest of rl, chat, base in the run
+    prompts: int = 256  # queries to answer
+    rows: int = 1024  # packed rows for perplexity
+    max_new_tokens: int = 96
+    temperature: float = 0.8
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("evaluate", self, "prompts", "rows", "max_new_tokens", "temperature")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"evaluate.top_p={self.top_p} must lie in (0, 1]")
+
+
+@dataclass(kw_only=True)
+class Serve:
+    model: str = ""  # a model folder; empty: the newest of rl, chat in the run
+    host: str = "127.0.0.1"
+    port: int = 8000
+    slots: int = 8  # answers decoded together
+    max_new_tokens: int = 256  # an answer's default bound
+    queue: int = 64  # waiting requests; more are refused with 503
+    max_body_bytes: int = 2**20
+
+    def __post_init__(self) -> None:
+        _positive("serve", self, "slots", "max_new_tokens", "queue", "max_body_bytes")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"serve.port={self.port} must lie in [0, 65535]")
+
+
+@dataclass(kw_only=True)
+class Cluster:
+    workers: int = 1  # Ray Train workers
+    threads: int = 0  # torch threads of one training worker; 0: the machine's cores / workers
+    cpus_per_worker: float = 0.5  # logical CPUs that a worker or actor asks Ray for
+    gpus_per_worker: float = 0.0
+    object_store_mb: int = 512
+    worker_logs: bool = False  # print the logs of remote workers
+    temp_dir: str = ""  # Ray's session folder; empty: Ray's default
+
+    def __post_init__(self) -> None:
+        _positive("cluster", self, "workers", "cpus_per_worker", "object_store_mb")
+        if self.threads < 0:
+            raise InputError(f"cluster.threads={self.threads} must not be negative")
+
+
+class TrackerKind(Enum):
+    none = "none"
+    wandb = "wandb"
+
+
+class WandbMode(Enum):
+    online = "online"
+    offline = "offline"
+
+
+@dataclass(kw_only=True)
+class Tracker:
+    """metrics.jsonl is always written; `tracker=wandb` also sends it to Weights & Biases."""
+
+    kind: TrackerKind = TrackerKind.none
+    project: str = "conclave"
+    entity: str = ""
+    mode: WandbMode = WandbMode.offline
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    stages: list[str] = field(
+        default_factory=lambda: "corpus tokenizer tokens tasks base chat ranked reward rl report".split()
+    )
+    samples: int = 3  # sample chats shown at the end
+
+
+@dataclass(kw_only=True)
+class Config:
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    corpus: Corpus = field(default_factory=Corpus)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    tokens: Tokens = field(default_factory=Tokens)
+    tasks: Tasks = field(default_factory=Tasks)
+    optim: Optim = field(default_factory=Optim)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    sft: Sft = field(default_factory=Sft)
+    rank: Rank = field(default_factory=Rank)
+    reward: Reward = field(default_factory=Reward)
+    ppo: Ppo = field(default_factory=Ppo)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    serve: Serve = field(default_factory=Serve)
+    cluster: Cluster = field(default_factory=Cluster)
+    tracker: Tracker = field(default_factory=Tracker)
+    pipeline: Pipeline = field(default_factory=Pipeline)
+
+    def __post_init__(self) -> None:
+        for section, length in (("tokens", self.tokens), ("sft", self.sft), ("reward", self.reward)):
+            if length.row_length > self.model.context:
+                raise InputError(
+                    f"{section}.row_length={length.row_length} must be at most model.context={self.model.context}"
+                )
