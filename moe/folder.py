@@ -1,0 +1,136 @@
+"""A model as an ordinary Hugging Face folder: config.json, model.safetensors, generation_config.json.
+
+On disk every expert has its own tensors under the names of Qwen3-MoE or Mixtral; in memory they are fused.
+Nothing is pickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from conf.schema import InputError
+from moe.config import LANGUAGE, SCALAR, from_hugging_face, to_hugging_face
+from moe.decoder import Decoder, new_decoder
+
+# in-memory prefix under `mlp.`, then the three projections of an expert: gate, up, down
+_QWEN3 = ("mlp", ("gate_proj", "up_proj", "down_proj"))
+_MIXTRAL = ("block_sparse_moe", ("w1", "w3", "w2"))
+
+
+def to_disk(model: Decoder) -> dict[str, Tensor]:
+    """The tensors under their names on disk, contiguous."""
+    block, (gate, up, down) = _QWEN3 if model.cfg.qk_norm else _MIXTRAL
+    out: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        prefix, _, part = name.rpartition(".mlp.")
+        if part == "experts.gate_up_proj":
+            for e, both in enumerate(tensor):
+                first, second = both.chunk(2)
+                out[f"{prefix}.{block}.experts.{e}.{gate}.weight"] = first
+                out[f"{prefix}.{block}.experts.{e}.{up}.weight"] = second
+        elif part == "experts.down_proj":
+            for e, one in enumerate(tensor):
+                out[f"{prefix}.{block}.experts.{e}.{down}.weight"] = one
+        elif part == "gate.weight":
+            out[f"{prefix}.{block}.gate.weight"] = tensor
+        else:
+            out[name] = tensor
+    return {name: tensor.detach().contiguous() for name, tensor in out.items()}
+
+
+def from_disk(tensors: dict[str, Tensor], model: Decoder, where: str) -> None:
+    """Fill a model from tensors under their names on disk. Raises InputError naming the first tensor that is missing,
+    left over or of another shape."""
+    left = dict(tensors)
+
+    def take(name: str) -> Tensor:
+        if name not in left:
+            raise InputError(f"{where}: tensor {name} is missing")
+        return left.pop(name)
+
+    block, (gate, up, down) = _QWEN3 if model.cfg.qk_norm else _MIXTRAL
+    state: dict[str, Tensor] = {}
+    for name, target in model.state_dict().items():
+        prefix, _, part = name.rpartition(".mlp.")
+        stem = f"{prefix}.{block}.experts"
+        if part == "experts.gate_up_proj":
+            pairs = [
+                torch.cat((take(f"{stem}.{e}.{gate}.weight"), take(f"{stem}.{e}.{up}.weight")))
+                for e in range(model.cfg.experts)
+            ]
+            tensor = torch.stack(pairs)
+        elif part == "experts.down_proj":
+            tensor = torch.stack([take(f"{stem}.{e}.{down}.weight") for e in range(model.cfg.experts)])
+        elif part == "gate.weight":
+            tensor = take(f"{prefix}.{block}.gate.weight")
+        else:
+            tensor = take(name)
+        if tensor.shape != target.shape:
+            raise InputError(f"{where}: tensor {name} has shape {list(tensor.shape)}, not {list(target.shape)}")
+        state[name] = tensor
+    if left:
+        raise InputError(f"{where}: tensor {next(iter(left))} is not part of this model")
+    model.load_state_dict(state)
+
+
+def save(model: Decoder, folder: Path, *, stop: tuple[int, ...] = (), pad: int | None = None) -> None:
+    """Write the model into `folder`. `stop` are the ids that end an answer, `pad` the padding id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = to_hugging_face(model.cfg, model.vocab_size, model.head)
+    ids: dict[str, Any] = {"pad_token_id": pad, "bos_token_id": None, "eos_token_id": list(stop) or None}
+    config |= ids | {"eos_token_id": stop[0] if stop else None}
+    _write(folder / "config.json", config)
+    if model.head == LANGUAGE:
+        _write(folder / "generation_config.json", ids | {"do_sample": True, "temperature": 1.0})
+    save_file(to_disk(model), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(folder: Path | str) -> Decoder:
+    """The model of a folder, in evaluation mode and fp32. Raises InputError naming the file that cannot be used."""
+    folder = Path(folder)
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{folder}: no model here (config.json is missing)")
+    cfg, vocab_size, head = from_hugging_face(json.loads(config_file.read_text("utf-8")), str(config_file))
+    model = Decoder(cfg, vocab_size, head)
+    from_disk(_read_tensors(folder), model, str(folder))
+    return model.eval()
+
+
+def load_scalar(folder: Path | str, *, seed: int) -> Decoder:
+    """The model of a folder with a scalar head: its own, or a new one in the place of the vocabulary head."""
+    model = load(folder)
+    if model.head == SCALAR:
+        return model
+    scalar = new_decoder(model.cfg, model.vocab_size, head=SCALAR, seed=seed)
+    scalar.model.load_state_dict(model.model.state_dict())
+    return scalar.eval()
+
+
+def generation_stops(folder: Path | str) -> tuple[int, ...]:
+    """The ids that end an answer, from generation_config.json."""
+    stops = json.loads((Path(folder) / "generation_config.json").read_text("utf-8"))["eos_token_id"]
+    return tuple(stops) if isinstance(stops, list) else (stops,)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise InputError(f"{folder / name}: weights are missing")
+        with safe_open(folder / name, framework="pt") as opened:
+            tensors |= {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118
+    return tensors
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

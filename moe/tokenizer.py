@@ -1,0 +1,182 @@
+"""Text to token ids and back: byte-pair encoding over characters, with bytes for whatever has no piece.
+
+Every string survives the round trip exactly, and no string ever encodes to a special token: those are put into a
+sequence by id alone (see `moe.chat`).
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from conf.schema import InputError
+from conf.schema import Tokenizer as Settings
+from moe.chat import ROLES, TEMPLATE
+
+PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIALS = (PAD, END_OF_TEXT, IM_START, IM_END)  # their ids, in this order, are the first of a trained vocabulary
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+# Always pieces: users write ASCII and these marks even where the corpus has none.
+ALWAYS = ("\n", "\t", *map(chr, range(0x20, 0x7F)), *"，。！？；：、·《》（）“”‘’—…\u3000")
+COVERAGE = 0.9995  # share of the text's characters that get a piece before merges compete for what is left
+FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+
+# Alternatives in order: one newline; a word with the space before it; one digit; one mark; blanks up to the one that
+# belongs to the next word. Marks and newlines stand alone, so that a piece never spans a clause.
+_WORDS = r"[\r\n]| ?[^\s\p{{P}}\p{{S}}\p{{N}}{han}]+|\p{{N}}|[^\s]|[^\S\r\n]+(?!\S)|[^\S\r\n]"
+
+
+class Tokenizer:
+    """A trained vocabulary. `encode` gives ordinary pieces only; the specials are the ids `pad`, `eos`, ...
+
+    `size` counts the pieces; `padded_size`, the next multiple of 128, is what a model allots (fast matrix shapes on
+    every device). `eos` is `<|endoftext|>`, the mark between documents; an answer in a chat ends with `im_end`.
+    """
+
+    def __init__(self, serialised: bytes, where: str = FILE) -> None:
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(serialised.decode())
+        except Exception as error:  # the library raises bare Exception; whatever it says, the file is at fault
+            raise InputError(f"{where}: not a tokenizer: {' '.join(str(error).split())}") from None
+        ids: list[int | None] = [self._backend.token_to_id(name) for name in SPECIALS]
+        missing = [name for name, index in zip(SPECIALS, ids, strict=True) if index is None]
+        if missing:
+            raise InputError(f"{where}: has no {' '.join(missing)}; a chat tokenizer needs {' '.join(SPECIALS)}")
+        self._backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is ten characters, not a token
+        self._serialised = serialised
+        self.size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.padded_size = -(-self.size // 128) * 128
+        self.pad, self.eos, self.im_start, self.im_end = (index for index in ids if index is not None)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], cfg: Settings) -> "Tokenizer":
+        """Learn at most `cfg.vocab_size` pieces. The same texts in the same order give the same bytes on disk."""
+        texts = list(texts)
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        roles = _whole_words(ROLES)
+        room = cfg.vocab_size - len(SPECIALS) - len(BYTES) - len(roles)
+        ranked = sorted((char for char in counts if counts[char] >= cfg.min_frequency), key=lambda c: (-counts[c], c))
+        first = _alphabet(counts, ranked, room, all_room=cfg.isolate_han)
+        merges = _merges(texts, set(first), len(counts), room - len(first), cfg)
+        pieces = list(dict.fromkeys([*first, *(left + right for left, right in merges)]))
+        pieces = list(dict.fromkeys([*pieces, *ranked]))[:room]  # room that merges left over goes to rarer characters
+        # the roles' words stand in every chat: one piece each, wherever the corpus comes from
+        merges = [*roles, *(merge for merge in merges if merge not in roles)]
+        pieces = list(dict.fromkeys([*pieces, *(left + right for left, right in roles)]))
+        vocabulary = {piece: index for index, piece in enumerate([*SPECIALS, *BYTES, *pieces])}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True))
+        backend.pre_tokenizer = _splitter(cfg.isolate_han)
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
+        return cls(backend.to_str(pretty=True).encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a tokenizer folder holds {FILE}")
+        return cls(path.read_bytes(), str(path))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `transformers.AutoTokenizer` opens: same ids, same chat template."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_bytes(self._serialised)
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PAD,
+            "eos_token": IM_END,  # what ends an answer; <|endoftext|> ends a document
+            "additional_special_tokens": [END_OF_TEXT, IM_START],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 10**9,  # the model's config knows its context
+            "chat_template": TEMPLATE,
+        }
+        (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, never a special one. A lone surrogate, which is no text, raises `InputError`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # what the library says of a string that has no UTF-8
+            for text in texts:
+                check_text(text)
+            raise
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; specials and ids beyond `size` are dropped, bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """The ids of the 256 byte pieces."""
+        ids = (self._backend.token_to_id(piece) for piece in BYTES)
+        return frozenset(index for index in ids if index is not None)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of tokenizer.json, kept beside whatever was made with these ids."""
+        return hashlib.sha256(self._serialised).hexdigest()
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self._serialised,)  # to other processes as bytes: the backend forgets its switch
+
+
+def check_text(text: str) -> None:
+    """Raise `InputError` if `text` holds half of a surrogate pair: it is no Unicode text and has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"text holds a lone surrogate at character {error.start}; it must be valid Unicode") from None
+
+
+def _whole_words(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The merges that make one piece of each word, letter by letter."""
+    return list(dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word))))
+
+
+def _splitter(isolate_han: bool) -> pre_tokenizers.PreTokenizer:
+    words = _WORDS.format(han=r"\p{Han}" if isolate_han else "")
+    return pre_tokenizers.Split(Regex(words), behavior="isolated")
+
+
+def _alphabet(counts: Counter[str], ranked: Sequence[str], room: int, *, all_room: bool) -> list[str]:
+    """Characters that become pieces before any merge: `ALWAYS`, then the most frequent up to `COVERAGE` of the text."""
+    # When Han characters may merge, half of the room is kept for words.
+    limit = room if all_room else (room + len(ALWAYS)) // 2
+    chosen = list(ALWAYS)
+    seen, enough = sum(counts[char] for char in ALWAYS), COVERAGE * counts.total()
+    for char in ranked:
+        if seen >= enough or len(chosen) >= limit:
+            break
+        if char not in ALWAYS:
+            chosen.append(char)
+            seen += counts[char]
+    return chosen[:limit]
+
+
+def _merges(
+    texts: Sequence[str], alphabet: set[str], characters: int, room: int, cfg: Settings
+) -> list[tuple[str, str]]:
+    """The first merges, in order, that need `alphabet` only and make at most `room` new pieces."""
+    if room <= 0:
+        return []
+    # The trainer sees every character: one that it did not know it would skip, and join its two neighbours.
+    learner = tokenizers.Tokenizer(models.BPE())
+    learner.pre_tokenizer = _splitter(cfg.isolate_han)
+    trainer = trainers.BpeTrainer(
+        vocab_size=characters + room, min_frequency=cfg.min_frequency, special_tokens=[], show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    known = json.loads(learner.to_str())["model"]["merges"]
+    return [(left, right) for left, right in known if alphabet.issuperset(left + right)][:room]
