@@ -114,6 +114,8 @@ def test_copies_wants_half_of_the_lines(tmp_path: Path) -> None:
     half = "床前明月光，疑是地上霜。春风吹又绿，独自到天明。"
     quarter = half.replace("疑是地上霜", "谁知夜有霜")
     assert copies.copied(MOON) and copies.copied(half)
+    eight = "国破山河在，城春草木深。感时花溅泪，独自到天明。春风吹又绿，谁知夜有霜。去年今日客，归梦绕江城。"
+    assert not copies.copied(eight)  # three of eight lines
     assert not copies.copied(quarter) and not copies.copied(WILLOW) and not copies.copied("")
     copies.save(tmp_path / "copies.npy")
     again = Copies.load(tmp_path / "copies.npy")

@@ -1,0 +1,133 @@
+"""How far a stage is: one live line on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cluster.tracker import FILE, parse_lines
+
+PLAIN_EVERY = 10.0  # seconds between plain lines
+POLL_EVERY = 0.5  # seconds between looks at metrics.jsonl
+_TAIL_BYTES = 65536
+
+
+def clock(seconds: float) -> str:
+    """65 -> '1:05', 3725 -> '1:02:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def shown_number(name: str, value: Any) -> str:
+    """A metric as a reader wants it: 'loss 4.21', '5,900 tok/s', 'rows 1,024'."""
+    if name == "tokens_per_second":
+        return f"{value:,.0f} tok/s"
+    if isinstance(value, float):
+        return f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.3g}"
+    return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+
+
+class Counter:
+    """`with counter("rank", 256) as bar: bar.advance(8, score=0.7)`."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self._first = 0  # what an earlier attempt had done: it says nothing about the speed of this one
+        self._shown: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._printed = self._began
+        self._lock = threading.Lock()
+        self._live = sys.stdout.isatty()
+
+    def advance(self, n: int = 1, **shown: Any) -> None:
+        self.update(self.done + n, **shown)
+
+    def update(self, done: int, **shown: Any) -> None:
+        """Say that `done` of the total are done; `shown` are numbers to put beside."""
+        with self._lock:
+            self.done = done
+            self._shown |= shown
+            now = time.monotonic()
+            if now - self._printed >= (POLL_EVERY if self._live else PLAIN_EVERY):
+                self._printed = now
+                self._show(end="" if self._live else "\n")
+
+    def begin_at(self, done: int) -> None:
+        """What was done before now, by an earlier attempt."""
+        self.done = self._first = done
+
+    def line(self) -> str:
+        """'base  120/400  30%  loss 4.21  5,900 tok/s  ETA 2:10'."""
+        share = self.done / self.total if self.total else 1.0
+        parts = [self.label, f"{self.done:,}/{self.total:,}", f"{share:.0%}"]
+        parts += [shown_number(name, value) for name, value in self._shown.items()]
+        spent = time.monotonic() - self._began
+        if self.done >= self.total:
+            parts.append(f"in {clock(spent)}")
+        elif self.done > self._first:
+            parts.append(f"ETA {clock(spent / (self.done - self._first) * (self.total - self.done))}")
+        return "  ".join(parts)
+
+    def _show(self, end: str) -> None:
+        # On a terminal: back to the first column, the line, and clear what an older, longer one left.
+        print(f"\r{self.line()}\033[K" if self._live else self.line(), end=end, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._show(end="\n")
+
+
+def counter(label: str, total: int) -> Counter:
+    """Progress of a loop in this process."""
+    return Counter(label, total)
+
+
+@contextmanager
+def follow(folder: str | Path, label: str, total: int, show: Sequence[str] = ("loss",)) -> Iterator[None]:
+    """Progress of a stage that runs elsewhere, read from the metrics.jsonl that it appends to.
+
+    `show` names the metrics beside the step; `tokens_per_second` reads as '5,900 tok/s'.
+    """
+    path, ended = Path(folder) / FILE, threading.Event()
+
+    def newest() -> dict[str, Any]:
+        # The tail is read anew each time, for a stage that continues replaces the file.
+        if not path.exists():
+            return {}
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            content = file.read()
+        if size > _TAIL_BYTES:
+            content = content[content.find(b"\n") + 1 :]
+        found: dict[str, Any] = {}
+        for line in parse_lines(content):
+            found |= line
+        return found
+
+    def look(bar: Counter) -> None:
+        if line := newest():
+            bar.update(int(line["step"]), **{name: line[name] for name in show if name in line})
+
+    def tail(bar: Counter) -> None:
+        while not ended.wait(POLL_EVERY):
+            look(bar)
+
+    with counter(label, total) as bar:
+        bar.begin_at(int(newest().get("step", 0)))
+        thread = threading.Thread(target=tail, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            look(bar)

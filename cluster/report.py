@@ -1,0 +1,231 @@
+"""Write the run's report.html: what every stage measured, in one file without outside parts."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from cluster.run import JOBS, read_manifest
+from cluster.storage import write_file
+from cluster.tracker import read_metrics
+from conf.entry import job
+from conf.schema import Config, InputError
+
+Rows = Sequence[Mapping[str, Any]]  # the lines of a metrics.jsonl
+
+PAGE = Path(__file__).with_name("report.html")  # the frame: style and placeholders
+_LOAD = re.compile(r"moe/(\d+)/load/(\d+)")
+_LOSS = re.compile(r"(?:.*/)?loss")
+# title: names of the metrics that one plot of the reinforcement learning shows, as patterns
+_RL_PLOTS = {
+    "Reward": r"critic/score/mean|critic/rewards/mean|rl/reward.*",
+    "KL to the chat model": r"(?:rl|actor|critic)/(?:kl|ppo_kl|reference_kl).*",
+    "Form kept": r"rl/form_ok",
+    "Rhyme": r"rl/rhyme_.*",
+    "Answer length, tokens": r"response_length/mean|rl/(?:answer_)?length",
+    "Entropy, nats per token": r"(?:actor|rl)/entropy.*",
+    "Losses": r"actor/pg_loss|critic/vf_loss|.*/(?:policy|value)_loss",
+}
+
+
+@job
+def main(cfg: Config) -> dict[str, float]:
+    """Write runs/<run.name>/report.html from whatever stages there are; the same run gives the same bytes."""
+    folder = cfg.run.folder
+    stages = [name for name in JOBS if (folder / name / "manifest.json").exists()]
+    if not stages:
+        raise InputError(f"{folder}: no finished stage to report on; run a stage first, or give another run.name")
+    write_file(folder / "report.html", page(cfg.run.name, folder, stages))
+    return {"stages": float(len(stages))}
+
+
+def page(run: str, folder: Path, stages: Sequence[str]) -> str:
+    """The whole document for the finished `stages` of a run folder."""
+    manifests = {name: read_manifest(folder / name) for name in stages}
+    rows = {name: read_metrics(folder / name) for name in stages}
+    samples = folder / "rl" / "samples.json"
+    sections = {
+        "Stages": _stages(manifests),
+        "Before and after reinforcement learning": _before_after(manifests),
+        "The same prompts after each stage": _samples(samples) if "rl" in stages and samples.exists() else "",
+        "Losses": _curves(rows, ("base", "chat", "reward"), _LOSS.fullmatch, "loss"),
+        "Pairs ranked right": _curves(rows, ("reward",), re.compile(r"(?:.*/)?accuracy").fullmatch, "accuracy"),
+        "Reinforcement learning": _rl(rows.get("rl", [])),
+        "Share of tokens per expert": _loads(rows),
+        "Learning rate": _curves(
+            rows, ("base", "chat", "reward"), re.compile(r"(?:.*/)?lr").fullmatch, "learning rate"
+        ),
+    }
+    shown = {title: body for title, body in sections.items() if body}
+    anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in shown}
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        run=escape(run),
+        total=_duration(sum(manifest.get("seconds", 0.0) for manifest in manifests.values())),
+        links="".join(f'<a href="#{anchors[title]}">{escape(title)}</a>' for title in shown),
+        body="\n".join(
+            f'<section id="{anchors[title]}"><h2>{escape(title)}</h2>{body}</section>' for title, body in shown.items()
+        ),
+    )
+
+
+def _stages(manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for name, manifest in manifests.items():
+        metrics = [
+            f"<span><b>{escape(key)}</b> {_number(value)}</span>"
+            for key, value in manifest["metrics"].items()
+            if _is_number(value)
+        ]
+        first, rest = "".join(metrics[:6]), "".join(metrics[6:])
+        more = f"<details><summary>{len(metrics) - 6} more</summary><div>{rest}</div></details>" if rest else ""
+        seconds = _duration(manifest.get("seconds", 0.0))
+        rows.append(f'<tr><th>{escape(name)}</th><td class="n">{seconds}</td><td class="chips">{first}{more}</td></tr>')
+    return (
+        '<div class="wide"><table><thead><tr><th>Stage</th><th class="n">Time</th><th>Metrics</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _before_after(manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    """The metrics that both the chat and the rl manifest hold."""
+    if "chat" not in manifests or "rl" not in manifests:
+        return ""
+    before, after = manifests["chat"]["metrics"], manifests["rl"]["metrics"]
+    names = [name for name in after if _is_number(after[name]) and _is_number(before.get(name))]
+    rows = "".join(
+        f'<tr><th>{escape(name)}</th><td class="n">{_number(before[name])}</td>'
+        f'<td class="n">{_number(after[name])}</td>'
+        f'<td class="n">{_number(after[name] - before[name], signed=True)}</td></tr>'
+        for name in names
+    )
+    head = '<th>Metric</th><th class="n">chat</th><th class="n">rl</th><th class="n">change</th>'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>' if rows else ""
+
+
+def _samples(path: Path) -> str:
+    """Cards of one prompt each, the answers of the stages side by side."""
+    cards = []
+    for sample in json.loads(path.read_text(encoding="utf-8")):
+        answers = "".join(
+            f'<div><h4>{stage}</h4><p lang="zh">{_verse(str(sample[stage]))}</p></div>'
+            for stage in ("base", "chat", "rl")
+            if stage in sample
+        )
+        prompt = escape(str(sample["prompt"])).replace("\n", "<br>")
+        cards.append(f'<article><h3 lang="zh">{prompt}</h3><div class="answers">{answers}</div></article>')
+    return "".join(cards)
+
+
+def _verse(text: str) -> str:
+    """Escaped, a line break after each closing mark, as verse is set."""
+    broken = re.sub(r"(?<=[。？！])(?=[^\s。？！])", "\n", text.strip())
+    return escape(broken).replace("\n", "<br>") or '<span class="empty">nothing</span>'
+
+
+def _curves(rows: Mapping[str, Rows], stages: Sequence[str], match: Callable[[str], object], what: str) -> str:
+    """One plot a stage, with every metric whose name matches."""
+    figures = []
+    for stage in stages:
+        lines = _lines(rows.get(stage, []), match)
+        if lines:
+            figures.append(_figure(f"{stage}: {what}" if what not in stage else stage, lines))
+    return _grid(figures)
+
+
+def _rl(rows: Rows) -> str:
+    figures = []
+    for title, pattern in _RL_PLOTS.items():
+        lines = _lines(rows, re.compile(pattern).fullmatch)
+        if lines:
+            figures.append(_figure(title, lines, prefix="RL: ", xlabel="iteration"))
+    return _grid(figures)
+
+
+def _lines(rows: Rows, match: Callable[[str], object]) -> list[Any]:
+    from cluster.plots import Line  # here, so that --help does not wait for matplotlib
+
+    names = sorted({name for row in rows for name in row if match(name)})
+    lines = []
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if _is_number(row.get(name))]
+        if points:
+            steps, values = zip(*points, strict=True)
+            lines.append(Line(name, steps, [value if math.isfinite(value) else math.nan for value in values]))
+    return lines
+
+
+def _figure(title: str, lines: Sequence[Any], *, prefix: str = "", xlabel: str = "step") -> str:
+    from cluster.plots import line_plot
+
+    last = " · ".join(f"{escape(line.label)} {_number(line.values[-1])}" for line in lines)
+    svg = line_plot(lines, name=prefix + title, xlabel=xlabel)
+    return f"<figure><figcaption><b>{escape(title)}</b><span>last: {last}</span></figcaption>{svg}</figure>"
+
+
+def _grid(figures: Sequence[str]) -> str:
+    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+
+
+def _loads(rows: Mapping[str, Rows]) -> str:
+    """A heat map a stage, layers down and experts across, of the last step that measured them."""
+    figures = []
+    for stage in ("base", "chat"):
+        table, step = load_table(rows.get(stage, []))
+        if not table:
+            continue
+        experts = len(table[0])
+        head = "".join(f"<th>{expert}</th>" for expert in range(experts))
+        body = "".join(
+            f"<tr><th>{layer}</th>{''.join(_cell(share, experts) for share in shares)}</tr>"
+            for layer, shares in enumerate(table)
+        )
+        figures.append(
+            f"<figure><figcaption><b>{stage}</b><span>step {step}; layers down, experts across, in percent; "
+            f'even is {100 / experts:.3g}</span></figcaption><div class="wide"><table class="heat">'
+            f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
+        )
+    return _grid(figures)
+
+
+def load_table(rows: Rows) -> tuple[list[list[float]], int]:
+    """([layer][expert] share of tokens, step) of the last line that holds expert loads; ([], 0) without one."""
+    for row in reversed(rows):
+        found = {(int(m[1]), int(m[2])): value for name, value in row.items() if (m := _LOAD.fullmatch(name))}
+        if found:
+            layers, experts = (1 + max(key[axis] for key in found) for axis in (0, 1))
+            return [[found.get((a, b), math.nan) for b in range(experts)] for a in range(layers)], row["step"]
+    return [], 0
+
+
+def _cell(share: float, experts: int) -> str:
+    if not math.isfinite(share):
+        return "<td></td>"
+    strength = min(share * experts / 2, 1.0)  # an even share is half the colour, twice that all of it
+    return f'<td style="--load:{100 * strength:.0f}%">{100 * share:.0f}</td>'
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if not math.isfinite(value):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):{sign},}"
+    return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Rankings of answers and reinforcement learning from them, on Ray actors."""

@@ -1,0 +1,71 @@
+"""The mathematics of PPO. Pure functions of arrays and tensors.
+
+Letters: B answers, T positions of a padded row. Everything per token is [B, T], meaningful where `mask` is 1: at the
+answer's own tokens. The value at a token is that of the state before it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def token_rewards(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """The KL penalty at every token, the answer's score [B] at its last (Ouyang et al. 2022, eq. 2) -> [B, T]."""
+    rewards = -kl_coef * (logprobs - reference) * mask
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    rows = torch.arange(mask.shape[0])
+    rewards[rows, last] += scores
+    return rewards
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over contiguous answers -> (advantages, returns).
+
+    After an answer's last token nothing follows: the value there is 0.
+    """
+    advantages = torch.zeros_like(rewards)
+    following, following_value = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards[:, 0])
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * following_value - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        following_value = values[:, t] * mask[:, t]
+        advantages[:, t] = following
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean, unit variance over the tokens where mask is 1; 0 elsewhere."""
+    count = mask.sum().clamp(min=1)
+    mean = (values * mask).sum() / count
+    variance = ((values - mean).square() * mask).sum() / count
+    return (values - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    loss: Tensor  # [] mean over the tokens
+    clip_fraction: Tensor  # [] share of tokens whose clipped term was the smaller one
+    kl: Tensor  # [] mean of old - new log-probs: a first-order estimate of KL(old || new)
+
+
+def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
+    """The clipped surrogate (Schulman et al. 2017, eq. 7) over tokens [M]: log-probs under the new and old policy."""
+    ratio = (new - old).exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return PolicyLoss(
+        torch.maximum(plain, clipped).mean(), (clipped > plain).float().mean().detach(), (old - new).mean().detach()
+    )
+
+
+def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the squared error, of the value or of the value clipped to `clip` around the old one if that is worse. [M]"""
+    clipped = old + (new - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((new - returns).square(), (clipped - returns).square()).mean()
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over tokens [M]: 1 is a perfect critic, 0 no better than a constant."""
+    variance = returns.var()
+    return float(1 - (returns - values).var() / variance) if variance > 0 else 0.0

@@ -1,0 +1,138 @@
+"""Reinforcement learning by PPO on a graph of Ray actors: rollout, judge, reference, critic, learner."""
+
+from typing import TYPE_CHECKING, Any
+
+from conf.entry import job
+from conf.schema import Config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cluster.tracker import Tracker
+    from conf.schema import Ppo
+    from moe.tokenizer import Tokenizer
+    from rlhf.graph import Graph
+
+
+@job
+def main(cfg: Config) -> dict[str, float]:
+    """Read the chat and reward stages, write the rl model; returns the rules' metrics on held-out queries."""
+    import ray
+
+    from cluster.connect import connect
+    from cluster.progress import follow
+    from cluster.run import open_stage, read_manifest
+    from cluster.storage import newest_checkpoint, write_json
+    from cluster.tracker import Tracker, read_metrics
+    from moe import folder
+    from moe.evaluation import answers, read_queries, side_by_side
+    from moe.tokenizer import Tokenizer
+    from rlhf.graph import start
+
+    settings = {"ppo": cfg.ppo, "evaluate": cfg.evaluate, "pipeline.samples": cfg.pipeline.samples}
+    with open_stage(cfg, "rl", reads=["base", "chat", "reward", "tasks"], settings=settings) as stage:
+        if stage.done:
+            return stage.metrics
+        connect(cfg.cluster)
+        chat, reward, tasks = (stage.input(name) for name in ("chat", "reward", "tasks"))
+        scores = read_manifest(reward)["metrics"]
+        graph = start(
+            chat=chat,
+            reward=reward,
+            copies=tasks / "copies.npy",
+            mean=scores["score_mean"],
+            std=scores["score_std"],
+            cfg=cfg.ppo,
+            cluster=cfg.cluster,
+            seed=cfg.run.seed,
+        )
+        tokenizer = Tokenizer.load(chat)
+        found = newest_checkpoint(stage.folder / "checkpoints")
+        first = found[0] if found else 0
+        if found:
+            graph.load(found[1], version=first)
+        queries = read_queries(tasks / "prompts.jsonl")
+        with (
+            Tracker(stage.folder, cfg.tracker, run=cfg.run.name, stage="rl", step=first) as tracker,
+            follow(stage.folder, "rl", cfg.ppo.iterations, show=("rl/reward", "rl/form_ok", "rl/rhyme_ok", "rl/kl")),
+        ):
+            loop(graph, queries, tokenizer, tracker, cfg.ppo, stage.folder, first=first, seed=cfg.run.seed)
+        graph.export(stage.folder)
+        graph.stop()
+        tokenizer.save(stage.folder)
+        model = folder.load(stage.folder)
+        metrics, shown = answers(model, tokenizer, tasks, cfg.evaluate, seed=cfg.run.seed)
+        write_json(stage.folder / "answers.json", shown)
+        models = {"base": folder.load(stage.input("base")), "chat": folder.load(chat), "rl": model}
+        write_json(
+            stage.folder / "samples.json",
+            side_by_side(models, tokenizer, tasks, cfg.evaluate, count=cfg.pipeline.samples),
+        )
+        metrics["kl_per_answer"] = read_metrics(stage.folder)[-1]["rl/kl"]
+        return stage.finish(metrics)
+
+
+def loop(
+    graph: "Graph",
+    queries: list[dict[str, Any]],
+    tokenizer: "Tokenizer",
+    tracker: "Tracker",
+    cfg: "Ppo",
+    folder: "Path",
+    *,
+    first: int,
+    seed: int,
+) -> None:
+    """PPO from iteration `first`. Iteration i is made by policy version i and makes version i + 1."""
+    from cluster.storage import save_checkpoint
+    from moe.engine import Sampling
+    from rlhf.losses import gae, token_rewards, whiten
+    from rlhf.messages import pad
+    from rlhf.reporting import Stopwatch, iteration_metrics
+
+    sampling = Sampling(cfg.max_new_tokens)  # temperature 1 and no truncation: the ratio is then exact
+    for iteration in range(first, cfg.iterations + 1):  # one extra turn: the final save
+        last = iteration == cfg.iterations
+        if iteration > first and (last or iteration % cfg.save_every == 0):
+            save_checkpoint(folder / "checkpoints", iteration, graph.save, keep=2)
+        if last:
+            break
+        watch = Stopwatch()
+        graph.broadcast(version=iteration)
+        watch.lap("update_weights")
+        asked, requests = admit(queries, tokenizer, cfg, iteration, seed)
+        samples = graph.rollout(requests, sampling)
+        watch.lap("gen")
+        batch = pad(samples)
+        scores, reference, values = graph.assess(asked, samples, batch)
+        watch.lap("assess")
+        rewards = token_rewards(scores.total, batch.logprobs, reference, batch.mask, cfg.kl_coef)
+        advantages, returns = gae(rewards, values, batch.mask, gamma=cfg.gamma, lam=cfg.lam)
+        watch.lap("adv")
+        stats = graph.update(batch, whiten(advantages, batch.mask), values, returns)
+        watch.lap("update")
+        stats |= iteration_metrics(asked, samples, batch, scores, reference, rewards, tokenizer)
+        tracker.log(stats | watch.times(int(batch.segments.sum())), iteration + 1)
+
+
+def admit(
+    queries: list[dict[str, Any]], tokenizer: "Tokenizer", cfg: "Ppo", iteration: int, seed: int
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """(query of each request, requests) of an iteration: a function of (seed, iteration) alone."""
+    from moe.chat import prompt_ids
+    from rlhf.messages import Key, Request
+
+    asked, requests = [], []
+    for place in range(iteration * cfg.prompts, (iteration + 1) * cfg.prompts):
+        query = queries[place % len(queries)]
+        prompt = prompt_ids(tokenizer, query["messages"])
+        for sample in range(cfg.samples):
+            # a query that comes round again within one iteration is another sample of it
+            key = Key(iteration, query["id"], sample + cfg.samples * (place // len(queries)), version=iteration)
+            asked.append(query)
+            requests.append(Request(key, prompt, key.seed(seed)))
+    return asked, requests
+
+
+if __name__ == "__main__":
+    main()

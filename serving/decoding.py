@@ -1,0 +1,156 @@
+"""One thread that decodes for everybody: requests come in from event loops, tokens go back to them.
+
+The engine belongs to the thread alone, so nothing in it needs a lock; the two sides share the inbox and the table of
+answers under way.
+"""
+
+import asyncio
+import itertools
+import queue
+import threading
+import traceback
+from collections.abc import AsyncIterator
+
+import torch
+
+from moe.engine import Engine, Sampling, Token
+
+
+class Busy(RuntimeError):
+    """As many answers are under way as may wait; try again later."""
+
+
+class Died(RuntimeError):
+    """The decoding thread ended; the message says of what. Nothing more will be decoded."""
+
+
+class Answers:
+    """The answers to one request while they are decoded: iterate for (index of the answer, token), in any mixture.
+
+    Used on the event loop it was made on; only `put` may be called from elsewhere.
+    """
+
+    def __init__(self, thread: "DecodingThread", names: list[str]) -> None:
+        self._thread = thread
+        self._names = names
+        self._loop = asyncio.get_running_loop()
+        self._tokens: asyncio.Queue[tuple[int, Token] | Died] = asyncio.Queue()
+        self._going = set(range(len(names)))
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
+        """Ends when every answer has ended or was stopped. Raises `Died`."""
+        while self._going:
+            item = await self._tokens.get()
+            if isinstance(item, Died):
+                raise item
+            index, token = item
+            if index not in self._going:  # decoded before the thread heard of `stop`
+                continue
+            if token.finish is not None:
+                self._going.discard(index)
+            yield index, token
+
+    def put(self, item: tuple[int, Token] | Died) -> None:
+        self._loop.call_soon_threadsafe(self._tokens.put_nowait, item)
+
+    def stop(self, index: int) -> None:
+        """This answer needs no more tokens; free what it holds. Harmless when it has ended."""
+        self._going.discard(index)
+        self._thread.cancel(self._names[index])
+
+    def close(self) -> None:
+        """No answer needs more tokens."""
+        for index in range(len(self._names)):
+            self.stop(index)
+
+
+class DecodingThread:
+    """Drives an engine. At most `slots` answers of the engine are decoded together and at most `waiting` wait."""
+
+    def __init__(self, engine: Engine, *, waiting: int, threads: int = 1) -> None:
+        self._engine = engine
+        self._limit = engine.slots + waiting
+        self._threads = threads  # of torch
+        # (name, prompt, sampling) adds, a name cancels, None ends the thread
+        self._inbox: queue.SimpleQueue[tuple[str, list[int], Sampling] | str | None] = queue.SimpleQueue()
+        self._answers: dict[str, tuple[Answers, int]] = {}
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self.error: Died | None = None
+        self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+        self._thread.start()
+
+    @property
+    def active(self) -> int:
+        """Answers under way, the waiting ones included."""
+        return len(self._answers)
+
+    def submit(self, prompt: list[int], samplings: list[Sampling]) -> Answers:
+        """Queue one answer for each sampling, all or none. Called from a running event loop, which gets the tokens.
+
+        Raises `Busy` or `Died`.
+        """
+        names = [str(next(self._numbers)) for _ in samplings]
+        answers = Answers(self, names)
+        with self._lock:
+            if self.error is not None:
+                raise self.error
+            if len(self._answers) + len(names) > self._limit:
+                raise Busy(f"{len(self._answers)} answers are under way and at most {self._limit} may be")
+            self._answers |= {name: (answers, index) for index, name in enumerate(names)}
+        for name, sampling in zip(names, samplings, strict=True):
+            self._inbox.put((name, prompt, sampling))
+        return answers
+
+    def cancel(self, name: str) -> None:
+        with self._lock:
+            known = self._answers.pop(name, None)
+        if known is not None:
+            self._inbox.put(name)
+
+    def close(self) -> None:
+        """End the thread; answers under way fail with `Died`."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # OpenMP counts threads per calling thread
+        try:
+            while self._take():
+                for token in self._engine.step():
+                    self._deliver(token)
+            self._end(Died("the server is shutting down"))
+        except Exception as error:  # whatever it was, those who wait must hear of it
+            traceback.print_exc()
+            self._end(Died(f"decoding stopped: {type(error).__name__}: {error}"))
+
+    def _take(self) -> bool:
+        """Move the inbox into the engine, waiting for mail while the engine has nothing to do. False: the end."""
+        while True:
+            try:
+                mail = self._inbox.get(block=self._engine.idle)
+            except queue.Empty:
+                return True
+            if mail is None:
+                return False
+            if isinstance(mail, str):
+                self._engine.cancel(mail)
+            else:
+                self._engine.add(*mail)
+
+    def _deliver(self, token: Token) -> None:
+        with self._lock:
+            known = self._answers.get(token.request)
+            if token.finish is not None:
+                self._answers.pop(token.request, None)
+        if known is not None:  # else cancelled while this step was decoded
+            answers, index = known
+            answers.put((index, token))
+
+    def _end(self, error: Died) -> None:
+        with self._lock:
+            self.error = error
+            left = {id(answers): answers for answers, _ in self._answers.values()}
+            self._answers.clear()
+        for answers in left.values():
+            answers.put(error)

@@ -1,0 +1,182 @@
+"""What crosses the HTTP endpoint: OpenAI's chat completion request, bounded, and its answers and errors.
+
+Knows nothing of models or Ray.
+"""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
+
+MAX_MESSAGES = 256
+MAX_ANSWERS = 8
+MAX_STOPS = 4
+
+# Fields that clients send without wanting anything: accepted at these values, refused by name at any other.
+_IDLE_REQUEST: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "metadata": (None, {}),
+}
+_IDLE_MESSAGE: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("refusal", "audio", "tool_calls", "function_call", "annotations", "name"), (None, [])
+)
+
+
+class ApiError(HTTPException):
+    """A refused or failed request. Becomes `{"error": {message, type, param, code}}` with its HTTP status."""
+
+    def __init__(self, status: int, message: str, *, code: str, param: str | None = None, retry: int = 0) -> None:
+        super().__init__(status, message, headers={"Retry-After": str(retry)} if retry else None)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _without_idle(value: Any, idle: dict[str, tuple[Any, ...]]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for name, given in value.items():
+        if name not in idle:
+            kept[name] = given
+        elif not any(given == default and type(given) in {type(default), float} for default in idle[name]):
+            raise PydanticCustomError("unsupported", "not supported", {"field": name, "value": _short(given)})
+    return kept
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_idle(cls, value: Any) -> Any:
+        return _without_idle(value, _IDLE_MESSAGE)
+
+    def plain(self) -> dict[str, str]:
+        """The message as the chat template knows it: `developer` is today's name of `system`, parts are joined."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class ChatRequest(Strict):
+    """The body of POST /v1/chat/completions. None means "not said" wherever OpenAI's clients may send null."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None  # 0: greedy
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_ANSWERS)] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    user: str | None = None  # the caller's name for its user; not used
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_idle(cls, value: Any) -> Any:
+        return _without_idle(value, _IDLE_REQUEST)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ChatRequest":
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens} differ; send one"
+            )
+        if "" in self.stops:
+            raise ValueError("stop='' would end every answer at once; leave it out")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options needs stream=true")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def bound(self) -> int | None:
+        """The most tokens of one answer, where the client said so."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def parse(body: bytes) -> ChatRequest:
+    """The request in `body` (JSON). Raises `ApiError` 400 that names the field, its value and what is allowed."""
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        # Every branch of a union complains: the branch that got furthest is the one the client meant.
+        same = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+        worst = max(same, key=lambda each: (len(each["loc"]), each["type"] != "string_type"))
+        raise _refusal(cast(dict[str, Any], worst)) from None
+
+
+def _refusal(error: dict[str, Any]) -> ApiError:
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}", code="invalid_json")
+    param = ""
+    for part in error["loc"]:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part.isidentifier() and part != "str":  # the rest name branches of a union, which no client knows
+            param += f".{part}" if param else part
+    if kind == "unsupported":
+        param = f"{param}.{error['ctx']['field']}".lstrip(".")
+        text = f"{param}={error['ctx']['value']} is not supported; leave it out"
+        return ApiError(400, text, code="unsupported_value", param=param)
+    if kind == "extra_forbidden":
+        return ApiError(
+            400, f"{param} is not a field of this endpoint; leave it out", code="unknown_field", param=param
+        )
+    given = "" if kind in {"missing", "value_error"} else f"={_short(error['input'])}"
+    text = f"{param}{given}: {message}" if param else message
+    return ApiError(400, text, code="invalid_value", param=param or None)
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def choice(index: int, text: str, finish: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+
+
+def delta(index: int, change: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": change, "logprobs": None, "finish_reason": finish}

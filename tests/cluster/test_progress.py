@@ -1,0 +1,37 @@
+"""The line that a person reads."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import progress
+from cluster.tracker import Tracker
+from conf import schema
+
+
+def test_a_line_names_share_numbers_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    bar = progress.counter("base", 400)
+    bar.begin_at(100)
+    now[0] = 110.0
+    bar.update(120, loss=4.2149, tokens_per_second=5900.4)
+    # 20 steps took 10 s, 280 are left: 140 s
+    assert bar.line() == "base  120/400  30%  loss 4.21  5,900 tok/s  ETA 2:20"
+    bar.advance(280)
+    assert bar.line() == "base  400/400  100%  loss 4.21  5,900 tok/s  in 0:10"
+
+
+def test_clock() -> None:
+    assert [progress.clock(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+def test_follow_reads_what_the_stage_appends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        progress.follow(tmp_path, "base", 4, show=("loss", "absent")),
+        Tracker(tmp_path, schema.Tracker(), run="r", stage="base") as tracker,
+    ):
+        tracker.log({"loss": 3.0}, 1)
+        tracker.log({"eval_loss": 9.0}, 4)
+    assert capsys.readouterr().out == "base  4/4  100%  loss 3  in 0:00\n"

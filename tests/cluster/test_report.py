@@ -1,0 +1,119 @@
+"""The report of a run made by hand."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from cluster.plots import Line, line_plot
+from cluster.report import load_table, main
+from conf.schema import Config, InputError, Run
+
+
+def stage(run: Path, name: str, metrics: dict[str, float], rows: list[dict[str, float | str]]) -> None:
+    folder = run / name
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"stage": name, "metrics": metrics, "seconds": 125.4}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    return Config(run=Run(name="made", dir=str(tmp_path)))
+
+
+def fill(run: Path) -> None:
+    loads = {"moe/0/load/0": 0.75, "moe/0/load/1": 0.25, "moe/1/load/0": 0.5, "moe/1/load/1": 0.5}
+    stage(
+        run,
+        "base",
+        {"loss": 4.25},
+        [
+            {"step": 0, "time": 1, "loss": 8.0, "lr": 0.0, **loads},
+            {"step": 10, "time": 2, "loss": 4.25, "val/loss": 4.5},
+        ],
+    )
+    stage(run, "chat", {"form_ok": 0.82, "rhyme_ok": 0.1, "only_chat": 1}, [{"step": 1, "time": 1, "loss": "nan"}])
+    stage(run, "rl", {"form_ok": 0.97, "rhyme_ok": 0.35}, [{"step": 1, "time": 1, "critic/score/mean": 0.5}])
+    samples = [{"prompt": "作诗<script>", "base": "", "chat": "春风。秋月。", "rl": "a & b"}]
+    (run / "rl" / "samples.json").write_text(json.dumps(samples))
+
+
+class Tags(HTMLParser):
+    """Checks nesting while it collects."""
+
+    void = frozenset({"meta", "br", "link", "use", "path", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+def test_report_shows_what_the_stages_measured(cfg: Config) -> None:
+    fill(cfg.run.folder)
+    assert main(cfg) == {"stages": 3.0}
+    text = (cfg.run.folder / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert tags.seen.count("svg") == 4  # base: loss, learning rate; chat: loss (all NaN, and said so); rl: reward
+    assert "last: loss nan" in text
+    assert "6 min 16 s" in text  # 3 x 125.4 s
+    assert '<th>form_ok</th><td class="n">0.82</td><td class="n">0.97</td><td class="n">+0.15</td>' in text
+    assert "<th>only_chat</th>" not in text
+    assert '<td style="--load:75%">75</td><td style="--load:25%">25</td>' in text
+
+
+def test_report_escapes_and_sets_verse_in_lines(cfg: Config) -> None:
+    fill(cfg.run.folder)
+    main(cfg)
+    text = (cfg.run.folder / "report.html").read_text()
+    assert "<script" not in text and "作诗&lt;script&gt;" in text
+    assert "春风。<br>秋月。" in text and "a &amp; b" in text
+
+
+def test_report_is_one_file_and_the_same_each_time(cfg: Config) -> None:
+    fill(cfg.run.folder)
+    main(cfg)
+    first = (cfg.run.folder / "report.html").read_bytes()
+    main(cfg)
+    assert (cfg.run.folder / "report.html").read_bytes() == first
+    assert b"src=" not in first and b"@import" not in first and b"url(http" not in first
+    assert b"prefers-color-scheme: dark" in first
+
+
+def test_report_without_a_stage_is_refused(cfg: Config) -> None:
+    with pytest.raises(InputError, match="no finished stage to report on"):
+        main(cfg)
+
+
+def test_plot_takes_the_colours_of_the_page() -> None:
+    svg = line_plot([Line("a<b", [0, 1], [1.0, 2.0]), Line("b", [0, 1], [2.0, math.nan])], name="x & y")
+    ElementTree.fromstring(svg.replace("xlink:href", "href"))
+    assert "var(--series-1)" in svg and "var(--series-2)" in svg and "var(--soft)" in svg
+    assert "#0102" not in svg and "a&lt;b" in svg and 'aria-label="x &amp; y"' in svg
+
+
+def test_load_table_takes_the_last_measured_step() -> None:
+    rows = [
+        {"step": 5, "moe/0/load/0": 0.9, "moe/0/load/1": 0.1},
+        {"step": 9, "moe/0/load/0": 0.6, "moe/0/load/1": 0.4},
+    ]
+    assert load_table([*rows, {"step": 12, "loss": 1.0}]) == ([[0.6, 0.4]], 9)
+    assert load_table([]) == ([], 0)

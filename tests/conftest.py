@@ -1,0 +1,26 @@
+"""Fixtures for every test: one Ray cluster a session."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.pop("RAY_ADDRESS", None)  # the tests never join somebody's cluster
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # a loaded machine must not get workers killed under a test
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with its own session folder, shared by all tests of the session."""
+    import ray
+
+    from cluster.connect import connect
+    from conf.schema import Cluster
+
+    folder = tempfile.mkdtemp(prefix="conclave-")
+    connect(Cluster(temp_dir=folder, object_store_mb=256))
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

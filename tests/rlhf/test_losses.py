@@ -1,0 +1,73 @@
+"""PPO's mathematics against numbers worked by hand.
+
+Planted bugs these turn red: the value after the last token not 0, the KL's sign turned, min for max in the clipped loss.
+"""
+
+from math import log
+
+import pytest
+import torch
+
+from rlhf.losses import explained_variance, gae, policy_loss, token_rewards, value_loss, whiten
+
+
+def test_gae_by_hand() -> None:
+    # One answer of three tokens after a prompt token, then padding. gamma .9, lambda .5:
+    # d3 = 1 - .4 = .6; d2 = 0 + .9*.4 - .3 = .06; d1 = .5 + .9*.3 - .2 = .57
+    # A3 = .6; A2 = .06 + .45*.6 = .33; A1 = .57 + .45*.33 = .7185
+    mask = torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0]])
+    rewards = torch.tensor([[0.0, 0.5, 0.0, 1.0, 0.0]])
+    values = torch.tensor([[0.0, 0.2, 0.3, 0.4, 0.0]])
+    advantages, returns = gae(rewards, values, mask, gamma=0.9, lam=0.5)
+    assert advantages[0].tolist() == pytest.approx([0, 0.7185, 0.33, 0.6, 0])
+    assert returns[0].tolist() == pytest.approx([0, 0.9185, 0.63, 1.0, 0])
+
+
+def test_gae_with_lambda_one_is_the_return_minus_the_value() -> None:
+    mask = torch.tensor([[1.0, 1.0, 1.0]])
+    rewards, values = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.5, 0.25, 8.0]])
+    advantages, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    assert returns[0].tolist() == [7.0, 6.0, 4.0]
+    assert advantages[0].tolist() == [6.5, 5.75, -4.0]
+
+
+def test_token_rewards_charge_kl_everywhere_and_score_the_last_token() -> None:
+    mask = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+    logprobs = torch.tensor([[0.0, -1.0, -2.0, 0.0], [0.0, -1.0, -1.0, -1.0]])
+    reference = torch.tensor([[0.0, -1.5, -1.0, 0.0], [0.0, -1.0, -1.0, -3.0]])
+    rewards = token_rewards(torch.tensor([3.0, -1.0]), logprobs, reference, mask, 0.1)
+    assert rewards.flatten().tolist() == pytest.approx([0, -0.05, 3.1, 0, 0, 0, 0, -1.2])
+
+
+def test_policy_loss_by_hand() -> None:
+    # ratios 1.5, 0.5, 1.1, 0.5 with advantages 1, 1, 2, -1 and clip .2: the clipped terms of tokens 1 and 4 are worse
+    ratios = torch.tensor([1.5, 0.5, 1.1, 0.5])
+    made = policy_loss(ratios.log(), torch.zeros(4), torch.tensor([1.0, 1.0, 2.0, -1.0]), 0.2)
+    assert made.loss.item() == pytest.approx((-1.2 - 0.5 - 2.2 + 0.8) / 4)
+    assert made.clip_fraction.item() == pytest.approx(0.5)
+    assert made.kl.item() == pytest.approx(-(log(1.5) + log(0.5) + log(1.1) + log(0.5)) / 4)
+
+
+def test_an_unmoved_policy_has_ratio_one_and_the_plain_policy_gradient() -> None:
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    made = policy_loss(logprobs, logprobs.detach(), torch.tensor([3.0, -1.0]), 0.2)
+    made.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [-1.5, 0.5] and made.kl.item() == 0.0 and made.clip_fraction.item() == 0.0
+
+
+def test_value_loss_by_hand() -> None:
+    # new 1.0 from old 0.0 with return 1.0: free error 0, clipped to 0.2 its error is .64; half of it counts
+    assert value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), 0.2).item() == pytest.approx(0.32)
+    assert value_loss(torch.tensor([0.1]), torch.tensor([0.0]), torch.tensor([1.1]), 0.2).item() == pytest.approx(0.5)
+
+
+def test_whitening_ignores_what_the_mask_hides() -> None:
+    values, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    assert whiten(values, mask)[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-6)
+
+
+def test_explained_variance() -> None:
+    returns = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(torch.full((3,), 2.0), returns) == 0.0

@@ -1,0 +1,60 @@
+"""A tiny model with a tokenizer, and the real endpoint over it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf import schema
+from moe import folder as model_folder
+from moe.decoder import Decoder, new_decoder
+from moe.tokenizer import Tokenizer
+
+LINES = ["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。", "白日依山尽，黄河入海流。", "欲穷千里目，更上一层楼。"]
+CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Tiny:
+    folder: Path
+    model: Decoder
+    tokenizer: Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A random model whose folder is called `tiny`; its answers are noise, but always the same noise."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    tokenizer = Tokenizer.train(LINES * 4, schema.Tokenizer(vocab_size=512))
+    cfg = schema.Model(
+        hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, top_k=2, expert_size=32,
+        context=CONTEXT, init_std=0.5,
+    )  # fmt: skip
+    model = new_decoder(cfg, tokenizer.padded_size, seed=3).eval()
+    # Zero logits for what is no text by itself: a greedy answer is readable and never ends before its bound.
+    mute = [*sorted(tokenizer.byte_ids), *range(tokenizer.size, tokenizer.padded_size)]
+    mute += [tokenizer.pad, tokenizer.eos, tokenizer.im_start, tokenizer.im_end]
+    with torch.no_grad():
+        model.lm_head.weight[mute] = 0
+    model_folder.save(model, folder, stop=(tokenizer.im_end,), pad=tokenizer.pad)
+    tokenizer.save(folder)
+    return Tiny(folder, model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def served_address(ray_cluster: None, tiny: Tiny) -> Iterator[str]:
+    """The address of the real Ray Serve app over `tiny`: 2 slots, 2 waiting."""
+    from ray import serve
+
+    from serving.serve import start
+
+    cfg = schema.Config(
+        serve=schema.Serve(model=str(tiny.folder), port=0, slots=2, queue=2, max_new_tokens=100, max_body_bytes=20_000),
+        cluster=schema.Cluster(threads=1),
+    )
+    address, name = start(cfg)
+    assert name == "tiny"
+    yield address
+    serve.shutdown()

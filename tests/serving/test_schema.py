@@ -1,0 +1,119 @@
+import json
+from typing import Any
+
+import pytest
+
+from serving.schema import ApiError, parse
+
+HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def refusal(**fields: object) -> dict[str, Any]:
+    with pytest.raises(ApiError) as caught:
+        parse(json.dumps(HELLO | fields).encode())
+    assert caught.value.status_code == 400
+    error: dict[str, Any] = caught.value.body["error"]
+    assert error["type"] == "invalid_request_error"
+    return error
+
+
+def test_what_is_not_said_is_none() -> None:
+    request = parse(json.dumps(HELLO).encode())
+    assert (request.temperature, request.bound, request.stops, request.stream) == (None, None, [], None)
+
+
+def test_edges_of_every_bound_are_accepted() -> None:
+    given = {"temperature": 2, "top_p": 1, "n": 8, "max_tokens": 1, "stop": ["a"] * 4, "seed": -(2**63)}
+    request = parse(json.dumps(HELLO | given).encode())
+    assert (request.temperature, request.top_p, request.n, request.bound) == (2.0, 1.0, 8, 1)
+    assert (request.stops, request.seed) == (["a"] * 4, -(2**63))
+    assert parse(json.dumps(HELLO | {"messages": HELLO["messages"] * 256}).encode()).messages[255].content == "hi"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("temperature", 2.001, "temperature"),
+        ("temperature", -0.1, "temperature"),
+        ("temperature", float("nan"), "temperature"),
+        ("temperature", float("inf"), "temperature"),
+        ("temperature", "1", "temperature"),
+        ("top_p", 0, "top_p"),
+        ("top_p", 1.01, "top_p"),
+        ("n", 0, "n"),
+        ("n", 9, "n"),
+        ("n", 1.5, "n"),
+        ("n", True, "n"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_completion_tokens", -1, "max_completion_tokens"),
+        ("seed", 2**63, "seed"),
+        ("stop", ["a"] * 5, "stop"),
+        ("stop", 7, "stop"),
+        ("stream", "yes", "stream"),
+        ("messages", [], "messages"),
+        ("messages", HELLO["messages"] * 257, "messages"),
+        ("messages", [{"role": "robot", "content": "x"}], "messages[0].role"),
+        ("messages", [{"role": "tool", "content": "x"}], "messages[0].role"),
+        ("messages", [{"role": "user"}], "messages[0].content"),
+        ("messages", [{"role": "user", "content": None}], "messages[0].content"),
+        ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
+        ("messages", [{"role": "user", "content": "x", "weight": 1}], "messages[0].weight"),
+        ("messages", [{"role": "user", "content": "x", "name": "bob"}], "messages[0].name"),
+        ("model", None, "model"),
+        ("presence_penalty", 0.5, "presence_penalty"),
+        ("presence_penalty", False, "presence_penalty"),
+        ("logprobs", True, "logprobs"),
+        ("tools", [{"type": "function"}], "tools"),
+        ("response_format", {"type": "json_object"}, "response_format"),
+        ("chat_template", "{{ 1 }}", "chat_template"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -> None:
+    error = refusal(**{field: value})
+    assert error["param"] == param
+    assert str(error["message"]).startswith(param)
+
+
+def test_values_that_ask_for_nothing_are_accepted() -> None:
+    idle = {"presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False, "tools": None}
+    assert parse(json.dumps(HELLO | idle | {"response_format": {"type": "text"}, "user": "u"}).encode()).user == "u"
+    replayed: dict[str, Any] = {
+        "role": "assistant",
+        "content": "x",
+        "refusal": None,
+        "tool_calls": None,
+        "annotations": [],
+    }
+    assert parse(json.dumps(HELLO | {"messages": [replayed]}).encode()).messages[0].plain()["content"] == "x"
+
+
+def test_contradictions_are_refused() -> None:
+    assert "max_tokens=1 and max_completion_tokens=2 differ" in str(refusal(max_tokens=1, max_completion_tokens=2))
+    assert "stop=''" in str(refusal(stop=["a", ""]))
+    assert "needs stream=true" in str(refusal(stream_options={"include_usage": True}))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b"[" * 10_000, b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}']
+)
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(body)
+    assert caught.value.status_code == 400
+    assert caught.value.body["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"x"', b"null", b"3"])
+def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError, match="object"):
+        parse(body)
+
+
+def test_a_long_value_is_quoted_short() -> None:
+    assert len(str(refusal(messages=[{"role": "x" * 10_000, "content": "y"}])["message"])) < 200
+
+
+def test_parts_are_joined_and_developer_is_system() -> None:
+    parts = [{"type": "text", "text": "作一首"}, {"type": "text", "text": "五言绝句"}]
+    request = parse(json.dumps(HELLO | {"messages": [{"role": "developer", "content": parts}]}).encode())
+    assert request.messages[0].plain() == {"role": "system", "content": "作一首五言绝句"}

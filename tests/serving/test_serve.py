@@ -1,0 +1,109 @@
+"""The job: which model it takes, what it refuses, and that it ends when asked."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster import storage
+from conf import schema
+from conf.schema import InputError
+from serving.serve import find_model, free_port
+from tests.serving.conftest import Tiny
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> schema.Config:
+    return schema.Config(run=schema.Run(name="mine", dir=str(tmp_path)))
+
+
+def finish(cfg: schema.Config, tiny: Tiny, stage: str) -> Path:
+    folder = cfg.run.folder / stage
+    shutil.copytree(tiny.folder, folder)
+    storage.seal(folder)
+    return folder
+
+
+def test_rl_comes_before_chat_and_an_unfinished_stage_does_not_count(cfg: schema.Config, tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="has no finished stage rl or chat; "):
+        find_model(cfg)
+    chat = finish(cfg, tiny, "chat")
+    shutil.copytree(tiny.folder, cfg.run.folder / "rl")  # without a manifest
+    assert find_model(cfg) == (chat, "mine-chat")
+    storage.seal(cfg.run.folder / "rl")
+    assert find_model(cfg) == (cfg.run.folder / "rl", "mine-rl")
+
+
+def test_a_damaged_file_is_named(cfg: schema.Config, tiny: Tiny) -> None:
+    weights = finish(cfg, tiny, "rl") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match="model.safetensors"):
+        find_model(cfg)
+
+
+def test_a_folder_of_ones_own(cfg: schema.Config, tiny: Tiny, tmp_path: Path) -> None:
+    cfg.serve.model = str(tiny.folder)
+    assert find_model(cfg) == (tiny.folder, "tiny")
+    cfg.serve.model = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere: no model here"):
+        find_model(cfg)
+
+
+def test_another_runs_tokenizer_is_refused(cfg: schema.Config, tiny: Tiny, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(tiny.folder, mixed)
+    config = json.loads((mixed / "config.json").read_text())
+    (mixed / "config.json").write_text(json.dumps(config | {"vocab_size": 640}))
+    cfg.serve.model = str(mixed)
+    with pytest.raises(InputError, match="vocab_size=640, but the tokenizer beside it needs 512"):
+        find_model(cfg)
+
+
+def test_a_taken_port_is_refused_and_zero_finds_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"serve.port={port}: Address already in use; try serve.port=0"):
+            free_port("127.0.0.1", port)
+    assert 1024 < free_port("127.0.0.1", 0) < 65536
+
+
+def test_no_model_ends_the_command_in_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "serving.serve", f"run.dir={tmp_path}", "run.name=empty"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: run.name=empty: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
+    words = [sys.executable, "-m", "serving.serve", f"serve.model={tiny.folder}", "serve.port=0"]
+    words += ["cluster.object_store_mb=128", f"cluster.temp_dir=/tmp/conclave-serve-{os.getpid()}"]
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        assert process.stdout is not None
+        address = re.fullmatch(r"tiny answers at (http://127.0.0.1:\d+)/v1 .*\n", process.stdout.readline())
+        assert address
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "max_tokens": 4, "temperature": 0}
+        reply = httpx.post(f"{address[1]}/v1/chat/completions", json=body, timeout=60)
+        assert reply.json()["usage"]["completion_tokens"] == 4
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stdout.read().endswith("\n\nshutting down\n")
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(f"/tmp/conclave-serve-{os.getpid()}", ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Supervised jobs, from raw text to a chat model: corpus, tokens, tasks, pretraining, fine-tuning, reward."""
