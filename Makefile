@@ -32,7 +32,7 @@ check: setup  ## format, lint, types, import arrows
 	$(BIN)/pytest -q tests/test_arrows.py
 
 test: setup  ## every test but the benchmarks
-	$(BIN)/pytest -q -m "not bench and not gpu"
+	$(BIN)/pytest -m "not bench and not gpu"
 
 bench: setup  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench

@@ -119,7 +119,8 @@ class Tokenizer:
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
             raise InputError(
-                f"tokenizer.vocab_size={self.vocab_size} must be at least 300: 256 bytes and the special tokens come first"
+                f"tokenizer.vocab_size={self.vocab_size} must be at least 300: "
+                "256 bytes and the special tokens come first"
             )
 
 
@@ -282,7 +283,8 @@ class Ppo:
 
     iterations: int = 20
     prompts: int = 64  # queries per iteration
-    samples: int = 1  # answers per query
+    samples: int = 4  # answers per query
+    keep: int = 2  # of a query's answers, so many are learnt from: the best and the worst under the rules; 0: all
     max_new_tokens: int = 96
     epochs: int = 2
     minibatches: int = 4
@@ -305,14 +307,19 @@ class Ppo:
         _positive("ppo", self, "iterations", "prompts", "samples", "max_new_tokens", "epochs", "minibatches", "lr")
         _positive("ppo", self, "critic_lr", "clip", "value_clip", "grad_clip", "rollouts", "save_every", "timeout")
         _share("ppo", self, "gamma", "lam")
-        batch = self.prompts * self.samples
-        if batch % self.minibatches:
+        if not 0 <= self.keep <= self.samples:
+            raise InputError(f"ppo.keep={self.keep} must lie in [0, ppo.samples={self.samples}]")
+        learnt = self.prompts * (self.keep or self.samples)
+        if learnt % self.minibatches:
             raise InputError(
-                f"ppo.prompts*ppo.samples={batch} must divide by ppo.minibatches={self.minibatches}; "
-                f"try ppo.prompts={ceil(batch / self.minibatches) * self.minibatches}"
+                f"an iteration learns from {learnt} answers (ppo.prompts * ppo.keep), which must divide by "
+                f"ppo.minibatches={self.minibatches}; "
+                f"try ppo.prompts={ceil(self.prompts / self.minibatches) * self.minibatches}"
             )
-        if batch < self.rollouts:
-            raise InputError(f"ppo.rollouts={self.rollouts} must be at most the {batch} answers of an iteration")
+        if self.prompts * self.samples < self.rollouts:
+            raise InputError(
+                f"ppo.rollouts={self.rollouts} must be at most the {self.prompts * self.samples} answers of an iteration"
+            )
 
 
 @dataclass(kw_only=True)

@@ -127,7 +127,7 @@ def answers(
 def side_by_side(
     models: Mapping[str, Decoder], tokenizer: Tokenizer, tasks: Path, cfg: Evaluate, *, count: int
 ) -> list[dict[str, str]]:
-    """[{"prompt", <model>: answer, ...}] of the first `count` queries of each held-out task, one seed for all models."""
+    """[{"prompt", <model>: answer, ...}] of the first `count` queries of each held-out task, with one seed."""
     queries = read_queries(tasks / "test_prompts.jsonl", limit=count)
     made = {name: answer(model, tokenizer, queries, cfg, seed=1) for name, model in models.items()}
     return [

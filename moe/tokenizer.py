@@ -117,11 +117,31 @@ class Tokenizer:
         """Text of `ids`; specials and ids beyond `size` are dropped, bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
+    def written(self, ids: Sequence[int]) -> list[int]:
+        """For each id, how many characters of the decoded text are complete once it is there."""
+        count, owed, out = 0, 0, []  # owed: bytes that the character begun still needs
+        for index in ids:
+            if (byte := self._byte_values.get(index)) is None:
+                count += len(self.decode([index]))
+                owed = 0
+            elif owed:
+                owed -= 1
+                count += not owed
+            else:
+                owed = (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+                count += not owed
+            out.append(count)
+        return out
+
+    @cached_property
+    def _byte_values(self) -> dict[int, int]:
+        ids = {self._backend.token_to_id(piece): byte for byte, piece in enumerate(BYTES)}
+        return {index: byte for index, byte in ids.items() if index is not None}
+
     @cached_property
     def byte_ids(self) -> frozenset[int]:
         """The ids of the 256 byte pieces."""
-        ids = (self._backend.token_to_id(piece) for piece in BYTES)
-        return frozenset(index for index in ids if index is not None)
+        return frozenset(self._byte_values)
 
     @cached_property
     def digest(self) -> str:

@@ -23,6 +23,7 @@ _SHAPES = {
     for name, (count, width) in FORMS.items()
 }
 _STOPS = re.compile(r"[，。？！；、：,.?!;:\s]+")
+_LINE = re.compile(r"[^，。？！；、：,.?!;:\s]+")
 _HAN_CHARACTER = re.compile(f"[{HAN}]")
 _STUTTER = re.compile(r"(.)\1\1")
 
@@ -103,14 +104,19 @@ def rhyme_share(text: str) -> float:
     Of `n` even lines `m` end in different characters of one class: (m - 1) / (n - 1). The same character again is no
     rhyme.
     """
-    ends = [line[-1] for line in lines(text)[1::2]]
-    if len(ends) < 2:
-        return 0.0
-    families: dict[str, set[str]] = defaultdict(set)
-    for end in ends:
-        if name := rhyme_class(end):
-            families[name].add(end)
-    return max((len(family) - 1) / (len(ends) - 1) for family in families.values()) if families else 0.0
+    even = len(lines(text)) // 2
+    return len(rhyme_places(text)) / (even - 1) if even > 1 else 0.0
+
+
+def rhyme_places(text: str) -> list[int]:
+    """Where in the text the characters stand that rhyme with the end of an earlier even line, in the largest class."""
+    ends = [found.end() - 1 for found in _LINE.finditer(text)][1::2]
+    families: dict[str, dict[str, int]] = defaultdict(dict)
+    for place in ends:
+        if name := rhyme_class(text[place]):
+            families[name].setdefault(text[place], place)
+    largest = max(families.values(), key=len, default={})
+    return list(largest.values())[1:]
 
 
 def rhymes(text: str) -> bool:

@@ -3,6 +3,8 @@
 Each is an ordinary class, testable without Ray; `rlhf.graph` puts them on Ray.
 """
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,9 @@ from moe.optimizer import adamw
 from moe.tokenizer import Tokenizer
 from moe.verse import Copies
 from rlhf.forward import answer_scores, spread, token_logprobs, token_values
-from rlhf.losses import explained_variance, policy_loss, value_loss
+from rlhf.losses import at_the_end, explained_variance, policy_loss, value_loss
 from rlhf.messages import Batch, Request, Sample, pad
-from rlhf.principles import Query, rule_reward
+from rlhf.principles import Query, rhyme_rewards, rule_reward
 
 SLICE = 32  # rows of one forward pass without gradient
 
@@ -71,7 +73,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    total: Tensor  # [B] what PPO maximises
+    earned: Tensor  # [B, T] what PPO maximises: a rhyme where it falls, all else at the answer's last token
     model: Tensor  # [B] the reward model's, in standard deviations of the rankings' scores
     rules: Tensor  # [B] in [-1, 1]
 
@@ -86,19 +88,27 @@ class Judge:
         self.copies = Copies.load(copies)
         self.mean, self.std, self.cfg = mean, std, cfg
 
+    def rules(self, queries: Sequence[Query], samples: Sequence[Sample]) -> list[float]:
+        """The rules' verdict on each answer, in [-1, 1]: it needs no model."""
+        return [
+            rule_reward(query, self.tokenizer.decode(sample.answer), sample.finished, copies=self.copies)
+            for query, sample in zip(queries, samples, strict=True)
+        ]
+
     @torch.inference_mode()
     def score(self, queries: Sequence[Query], samples: Sequence[Sample]) -> Scores:
         batch = pad(samples)
         scores = torch.cat([answer_scores(self.model, part) for part in _slices(batch)])
         model = ((scores - self.mean) / self.std).clamp(-3, 3)  # beyond what the rankings held, it only guesses
         texts = [self.tokenizer.decode(sample.answer) for sample in samples]
-        rules = torch.tensor(
-            [
-                rule_reward(query, text, sample.finished, copies=self.copies)
-                for query, text, sample in zip(queries, texts, samples, strict=True)
-            ]
-        )
-        return Scores(self.cfg.model_weight * model + self.cfg.rule_weight * rules, model, rules)
+        rules = torch.tensor(self.rules(queries, samples))
+        placed = torch.zeros_like(batch.mask)
+        for row, (query, text, sample) in enumerate(zip(queries, texts, samples, strict=True)):
+            written = self.tokenizer.written(sample.answer)
+            for place, amount in rhyme_rewards(query, text):
+                placed[row, len(sample.prompt) + bisect_right(written, place)] += amount
+        rest = self.cfg.model_weight * model + self.cfg.rule_weight * (rules - placed.sum(1))
+        return Scores(self.cfg.rule_weight * placed + at_the_end(rest, batch.mask), model, rules)
 
 
 class Reference:
@@ -193,7 +203,7 @@ class Learner(_Trained):
     def update(self, batch: Batch, advantages: Tensor) -> dict[str, float]:
         """One PPO iteration of the policy, `advantages` [B, T] whitened. In the critic's warm-up only time passes."""
         self._begin(batch)
-        stats: dict[str, list[float]] = {name: [] for name in _ACTOR_STATS}
+        stats: defaultdict[str, list[float]] = defaultdict(list)
         for number, index in enumerate(self._minibatches(len(batch.tokens))):
             part = batch.rows(index)
             chosen = part.mask.bool()
@@ -204,26 +214,17 @@ class Learner(_Trained):
             if self.version < self.cfg.critic_warmup:
                 break
             made = policy_loss(new, old, advantages[index, : part.mask.shape[1]][chosen], self.cfg.clip)
-            norm = self._step(made.loss + hidden.auxiliary)
-            values = (made.loss.detach(), made.clip_fraction, made.kl, entropy.detach().mean(), norm)
-            for name, value in zip(_ACTOR_STATS, values, strict=False):
-                stats[name].append(float(value))
+            stats["actor/grad_norm"].append(self._step(made.loss + hidden.auxiliary))
+            stats["actor/pg_loss"].append(float(made.loss.detach()))
+            stats["actor/pg_clipfrac"].append(float(made.clip_fraction))
+            stats["actor/ppo_kl"].append(float(made.kl))
+            stats["actor/entropy"].append(float(entropy.detach().mean()))
         self.version += 1
-        return {name: float(np.mean(values)) for name, values in stats.items() if values}
+        return {name: float(np.mean(values)) for name, values in stats.items()}
 
     def export(self, path: Path) -> None:
         """The policy as a model folder, with the tokenizer to be put beside it."""
         folder.save(self.model, path)
-
-
-_ACTOR_STATS = (
-    "actor/pg_loss",
-    "actor/pg_clipfrac",
-    "actor/ppo_kl",
-    "actor/entropy",
-    "actor/grad_norm",
-    "train/rollout_logprob_abs_diff",
-)
 
 
 def _slices(batch: Batch) -> list[Batch]:

@@ -47,6 +47,11 @@ class Graph:
         made = {sample.key: sample for samples in self.wait(calls) for sample in samples}
         return [made[request.key] for request in requests]
 
+    def rules(self, queries: Sequence[Query], samples: Sequence[Sample]) -> list[float]:
+        """The rules' verdict on each answer."""
+        (verdicts,) = self.wait([Call("judge", "rules", self.judge.rules.remote(queries, samples))])
+        return verdicts
+
     def assess(self, queries: Sequence[Query], samples: Sequence[Sample], batch: Batch) -> tuple[Scores, Any, Any]:
         """(scores, reference log-probs [B, T], values [B, T]), all three at once."""
         shared = ray.put(batch)

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 
-def token_rewards(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """The KL penalty at every token, the answer's score [B] at its last (Ouyang et al. 2022, eq. 2) -> [B, T]."""
-    rewards = -kl_coef * (logprobs - reference) * mask
+def token_rewards(earned: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """What the judge gave at each token, less the KL penalty there (Ouyang et al. 2022, eq. 2) -> [B, T]."""
+    return (earned - kl_coef * (logprobs - reference)) * mask
+
+
+def at_the_end(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores [B] of whole answers, put at their last tokens -> [B, T]."""
+    earned = torch.zeros_like(mask)
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
-    rows = torch.arange(mask.shape[0])
-    rewards[rows, last] += scores
-    return rewards
+    earned[torch.arange(mask.shape[0]), last] = scores
+    return earned
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -60,7 +64,7 @@ def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Po
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the squared error, of the value or of the value clipped to `clip` around the old one if that is worse. [M]"""
+    """Half the squared error of the value [M], or of the value clipped to within `clip` of the old if that is worse."""
     clipped = old + (new - old).clamp(-clip, clip)
     return 0.5 * torch.maximum((new - returns).square(), (clipped - returns).square()).mean()
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from cluster.tracker import Tracker
     from conf.schema import Ppo
+    from moe.decoder import Decoder
     from moe.tokenizer import Tokenizer
     from rlhf.graph import Graph
 
@@ -17,13 +18,11 @@ if TYPE_CHECKING:
 @job
 def main(cfg: Config) -> dict[str, float]:
     """Read the chat and reward stages, write the rl model; returns the rules' metrics on held-out queries."""
-    import ray
-
     from cluster.connect import connect
     from cluster.progress import follow
     from cluster.run import open_stage, read_manifest
     from cluster.storage import newest_checkpoint, write_json
-    from cluster.tracker import Tracker, read_metrics
+    from cluster.tracker import Tracker
     from moe import folder
     from moe.evaluation import answers, read_queries, side_by_side
     from moe.tokenizer import Tokenizer
@@ -68,7 +67,7 @@ def main(cfg: Config) -> dict[str, float]:
             stage.folder / "samples.json",
             side_by_side(models, tokenizer, tasks, cfg.evaluate, count=cfg.pipeline.samples),
         )
-        metrics["kl_per_answer"] = read_metrics(stage.folder)[-1]["rl/kl"]
+        metrics["kl_per_answer"] = kl_per_answer(model, models["chat"], tokenizer, queries[: cfg.evaluate.prompts], cfg)
         return stage.finish(metrics)
 
 
@@ -88,7 +87,8 @@ def loop(
     from moe.engine import Sampling
     from rlhf.losses import gae, token_rewards, whiten
     from rlhf.messages import pad
-    from rlhf.reporting import Stopwatch, iteration_metrics
+    from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics
+    from rlhf.selection import widest
 
     sampling = Sampling(cfg.max_new_tokens)  # temperature 1 and no truncation: the ratio is then exact
     for iteration in range(first, cfg.iterations + 1):  # one extra turn: the final save
@@ -103,16 +103,45 @@ def loop(
         asked, requests = admit(queries, tokenizer, cfg, iteration, seed)
         samples = graph.rollout(requests, sampling)
         watch.lap("gen")
+        stats = answer_metrics(asked, samples, tokenizer)
+        kept = widest([sample.key.query for sample in samples], graph.rules(asked, samples), cfg.keep)
+        asked, samples = [asked[i] for i in kept], [samples[i] for i in kept]
         batch = pad(samples)
         scores, reference, values = graph.assess(asked, samples, batch)
         watch.lap("assess")
-        rewards = token_rewards(scores.total, batch.logprobs, reference, batch.mask, cfg.kl_coef)
+        rewards = token_rewards(scores.earned, batch.logprobs, reference, batch.mask, cfg.kl_coef)
         advantages, returns = gae(rewards, values, batch.mask, gamma=cfg.gamma, lam=cfg.lam)
         watch.lap("adv")
-        stats = graph.update(batch, whiten(advantages, batch.mask), values, returns)
+        stats |= graph.update(batch, whiten(advantages, batch.mask), values, returns)
         watch.lap("update")
-        stats |= iteration_metrics(asked, samples, batch, scores, reference, rewards, tokenizer)
+        stats |= learning_metrics(batch, scores, reference, rewards)
         tracker.log(stats | watch.times(int(batch.segments.sum())), iteration + 1)
+
+
+def kl_per_answer(
+    policy: "Decoder", chat: "Decoder", tokenizer: "Tokenizer", queries: list[dict[str, Any]], cfg: Config
+) -> float:
+    """Mean over sampled answers of log policy(answer) - log chat(answer): KL(policy || chat) in nats per answer."""
+    import torch
+
+    from moe.chat import prompt_ids
+    from moe.engine import Sampling, generate
+    from rlhf.forward import token_logprobs
+    from rlhf.messages import Key, Sample, pad
+
+    prompts = [prompt_ids(tokenizer, query["messages"]) for query in queries]
+    keys = [Key(cfg.ppo.iterations, query["id"], 0, version=cfg.ppo.iterations) for query in queries]
+    asked = [Sampling(cfg.ppo.max_new_tokens, seed=key.seed(cfg.run.seed)) for key in keys]
+    answers = generate(policy, prompts, asked, stop=(tokenizer.im_end, tokenizer.eos))
+    batch = pad(
+        [
+            Sample(key, prompt, answer.tokens, answer.logprobs, answer.finish == "stop")
+            for key, prompt, answer in zip(keys, prompts, answers, strict=True)
+        ]
+    )
+    with torch.inference_mode():
+        reference = token_logprobs(chat, batch)[0].sum()
+    return float(batch.logprobs.sum() - reference) / len(queries)
 
 
 def admit(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema import Principle
-from moe.verse import HAN, Copies, form_of, lines, repeats, rhyme_share, shape_share, title_share
+from moe.verse import HAN, Copies, form_of, lines, repeats, rhyme_places, rhyme_share, shape_share, title_share
 
 Query = Mapping[str, Any]
 
@@ -120,6 +120,16 @@ class RewardWeights:
     title: float = 0.2  # small, or the model would string the title's characters together
     repeat: float = 0.5  # taken off: the cheapest rhyme is the same line again
     copy: float = 1.0  # taken off: a copied poem earns at most nothing
+
+
+def rhyme_rewards(query: Query, answer: str, *, weights: RewardWeights = RewardWeights()) -> list[tuple[int, float]]:
+    """The part of `rule_reward` that is earned before the end: (place of a rhyming character in the answer, amount)."""
+    body = answer.strip()
+    if "form" not in query or form_of(body) != query["form"]:
+        return []
+    start = len(answer) - len(answer.lstrip())
+    each = weights.rhyme / (len(lines(body)) // 2 - 1)
+    return [(start + place, each) for place in rhyme_places(body)]
 
 
 def rule_reward(

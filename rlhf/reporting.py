@@ -30,16 +30,8 @@ class Stopwatch:
         return self._parts | {"timing_s/step": whole, "perf/throughput": tokens / whole}
 
 
-def iteration_metrics(
-    queries: Sequence[Query],
-    samples: Sequence[Sample],
-    batch: Batch,
-    scores: Scores,
-    reference: Tensor,
-    rewards: Tensor,
-    tokenizer: Tokenizer,
-) -> dict[str, float]:
-    """Means over the answers; `rl/kl` is in nats per answer, against the chat model."""
+def answer_metrics(queries: Sequence[Query], samples: Sequence[Sample], tokenizer: Tokenizer) -> dict[str, float]:
+    """What the rules say of all answers of an iteration, before any is chosen to learn from."""
     texts = [tokenizer.decode(sample.answer).strip() for sample in samples]
     verdicts = [
         judge(text, query["form"], title=query.get("title", ""))
@@ -48,16 +40,22 @@ def iteration_metrics(
     ]
     poems = max(1, len(verdicts))
     return {
-        "rl/reward": float(scores.total.mean()),
-        "rl/kl": float(((batch.logprobs - reference) * batch.mask).sum(1).mean()),
         "rl/form_ok": sum(v.form for v in verdicts) / poems,
         "rl/rhyme_ok": sum(v.rhyme for v in verdicts) / poems,
         "rl/rhyme_share": sum(v.rhyme_share for v in verdicts) / poems,
         "rl/repeats": sum(v.repeats for v in verdicts) / poems,
         "rl/distinct": len(set(texts)) / len(texts),
+        "response_length/mean": sum(len(sample.answer) for sample in samples) / len(samples),
+        "response/finished": sum(sample.finished for sample in samples) / len(samples),
+    }
+
+
+def learning_metrics(batch: Batch, scores: Scores, reference: Tensor, rewards: Tensor) -> dict[str, float]:
+    """Means over the answers that are learnt from; `rl/kl` is in nats per answer, against the chat model."""
+    return {
+        "rl/reward": float(scores.earned.sum(1).mean()),
+        "rl/kl": float(((batch.logprobs - reference) * batch.mask).sum(1).mean()),
         "critic/score/mean": float(scores.model.mean()),
         "critic/rules/mean": float(scores.rules.mean()),
         "critic/rewards/mean": float(rewards.sum(1).mean()),
-        "response_length/mean": float(batch.mask.sum(1).mean()),
-        "response/finished": sum(sample.finished for sample in samples) / len(samples),
     }

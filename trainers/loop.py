@@ -1,4 +1,4 @@
-"""The one training loop: pretraining, SFT and reward modelling differ in their rows, first weights and objective only."""
+"""The one training loop: pretraining, SFT and reward modelling differ in rows, first weights and objective only."""
 
 import os
 import time

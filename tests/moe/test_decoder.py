@@ -13,7 +13,9 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lengths", [[4, 8, 5], [24], [3] * 8], ids=["mixed", "one", "short"])
-def test_a_packed_document_has_the_logits_it_has_alone(model: Decoder, tokens: torch.Tensor, lengths: list[int]) -> None:
+def test_a_packed_document_has_the_logits_it_has_alone(
+    model: Decoder, tokens: torch.Tensor, lengths: list[int]
+) -> None:
     segments = torch.zeros_like(tokens)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     for number, (start, length) in enumerate(zip(starts, lengths, strict=True), start=1):

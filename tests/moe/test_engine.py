@@ -1,4 +1,4 @@
-"""Generation. Planted bugs: a freed row's cache reused at a wrong length, a seed shared by rows, log-probs after top-p."""
+"""Generation. Planted bugs: a moved row keeps a wrong length, a seed shared by rows, log-probs taken after top-p."""
 
 import pytest
 import torch

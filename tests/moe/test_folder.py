@@ -1,4 +1,7 @@
-"""Our folders open in transformers with the same logits. Planted bugs: gate and up swapped on disk, norm_topk_prob off."""
+"""Our folders open in transformers with the same logits.
+
+Planted bugs: gate and up swapped on disk, norm_topk_prob off.
+"""
 
 import json
 from pathlib import Path

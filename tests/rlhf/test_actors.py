@@ -1,6 +1,7 @@
 """The actors as plain objects, on a tiny random model.
 
-Planted bugs these turn red: rollout and learner disagree on log-probs, an update applied twice, a stale policy answering.
+Planted bugs these turn red: rollout and learner disagree on log-probs, an update applied
+twice, a stale policy answering.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from moe.decoder import new_decoder
 from moe.engine import Sampling
 from moe.tokenizer import Tokenizer
 from rlhf.actors import Critic, Learner, Reference, Rollout, flat_weights
-from rlhf.losses import gae, token_rewards, whiten
+from rlhf.losses import at_the_end, gae, token_rewards, whiten
 from rlhf.messages import Key, Request, Sample, pad
 
 CFG = Ppo(prompts=4, samples=2, minibatches=2, epochs=2, lr=1e-2, critic_lr=1e-2, critic_warmup=0, rollouts=1)
@@ -61,7 +62,7 @@ def test_a_reissued_request_gives_the_same_sample_in_any_company(chat: Path) -> 
 def test_an_update_makes_good_answers_likelier_and_is_applied_once(chat: Path) -> None:
     batch, learner = pad(samples(chat)), Learner(chat, CFG, 0, 1)
     scores = torch.tensor([1.0, -1.0] * 4)
-    rewards = token_rewards(scores, batch.logprobs, batch.logprobs, batch.mask, 0.1)
+    rewards = token_rewards(at_the_end(scores, batch.mask), batch.logprobs, batch.logprobs, batch.mask, 0.1)
     advantages, _ = gae(rewards, torch.zeros_like(rewards), batch.mask, gamma=1.0, lam=1.0)
     stats = learner.update(batch, whiten(advantages, batch.mask))
     assert stats["train/rollout_logprob_abs_diff"] < 1e-4

@@ -1,6 +1,7 @@
 """PPO's mathematics against numbers worked by hand.
 
-Planted bugs these turn red: the value after the last token not 0, the KL's sign turned, min for max in the clipped loss.
+Planted bugs these turn red: the value after the last token not 0, the KL's sign turned, min for max in the
+clipped loss.
 """
 
 from math import log
@@ -8,7 +9,7 @@ from math import log
 import pytest
 import torch
 
-from rlhf.losses import explained_variance, gae, policy_loss, token_rewards, value_loss, whiten
+from rlhf.losses import at_the_end, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten
 
 
 def test_gae_by_hand() -> None:
@@ -35,7 +36,7 @@ def test_token_rewards_charge_kl_everywhere_and_score_the_last_token() -> None:
     mask = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
     logprobs = torch.tensor([[0.0, -1.0, -2.0, 0.0], [0.0, -1.0, -1.0, -1.0]])
     reference = torch.tensor([[0.0, -1.5, -1.0, 0.0], [0.0, -1.0, -1.0, -3.0]])
-    rewards = token_rewards(torch.tensor([3.0, -1.0]), logprobs, reference, mask, 0.1)
+    rewards = token_rewards(at_the_end(torch.tensor([3.0, -1.0]), mask), logprobs, reference, mask, 0.1)
     assert rewards.flatten().tolist() == pytest.approx([0, -0.05, 3.1, 0, 0, 0, 0, -1.2])
 
 
