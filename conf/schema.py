@@ -161,10 +161,21 @@ class Tasks:
                 raise InputError(f"tasks.per_task.{name}={count} must not be negative")
 
 
+class Optimizer(Enum):
+    adamw = "adamw"
+    muon = "muon"
+
+
 @dataclass(kw_only=True)
 class Optim:
-    """AdamW with warm-up and cosine decay, shared by the supervised stages (each scales `lr`)."""
+    """Warm-up and cosine decay, shared by the supervised stages (each scales `lr`).
 
+    `muon` moves the matrices of attention and experts by orthogonalised momentum and the rest by AdamW.
+    """
+
+    kind: Optimizer = Optimizer.muon
+    muon_rms: float = 0.4  # root mean square of a Muon update, in units of lr; 0.2 is what AdamW's updates have
+    muon_momentum: float = 0.95
     lr: float = 2e-3
     min_lr_ratio: float = 0.1
     warmup: float = 0.02  # share of the steps
@@ -175,8 +186,8 @@ class Optim:
     clip: float = 1.0  # global gradient norm
 
     def __post_init__(self) -> None:
-        _positive("optim", self, "lr", "eps", "clip")
-        _share("optim", self, "min_lr_ratio", "warmup", "beta1", "beta2")
+        _positive("optim", self, "lr", "eps", "clip", "muon_rms")
+        _share("optim", self, "min_lr_ratio", "warmup", "beta1", "beta2", "muon_momentum")
 
 
 @dataclass(kw_only=True)
@@ -316,10 +327,9 @@ class Ppo:
                 f"ppo.minibatches={self.minibatches}; "
                 f"try ppo.prompts={ceil(self.prompts / self.minibatches) * self.minibatches}"
             )
-        if self.prompts * self.samples < self.rollouts:
-            raise InputError(
-                f"ppo.rollouts={self.rollouts} must be at most the {self.prompts * self.samples} answers of an iteration"
-            )
+        answers = self.prompts * self.samples
+        if answers < self.rollouts:
+            raise InputError(f"ppo.rollouts={self.rollouts} must be at most the {answers} answers of an iteration")
 
 
 @dataclass(kw_only=True)

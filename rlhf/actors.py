@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.schema import Optim, Ppo
+from conf.schema import Optim, Optimizer, Ppo
 from moe import checkpoint, folder
 from moe.decoder import Decoder
 from moe.engine import Sampling, generate
-from moe.optimizer import adamw
+from moe.optimizer import new_optimizer
 from moe.tokenizer import Tokenizer
 from moe.verse import Copies
 from rlhf.forward import answer_scores, spread, token_logprobs, token_values
@@ -131,7 +131,7 @@ class _Trained:
     def __init__(self, model: Decoder, lr: float, cfg: Ppo, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.model = model.train()
-        self.optimizer = adamw(model, Optim(weight_decay=0.0, lr=lr), lr=lr)
+        self.optimizer = new_optimizer(model, Optim(kind=Optimizer.adamw, weight_decay=0.0, lr=lr))
         self.cfg, self.seed, self.version = cfg, seed, 0
 
     def save(self, path: Path) -> None:

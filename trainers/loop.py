@@ -21,7 +21,7 @@ from conf.schema import Cluster, Fit, InputError, Optim
 from conf.schema import Tracker as TrackerConfig
 from moe import checkpoint
 from moe.decoder import Decoder
-from moe.optimizer import adamw, learning_rate
+from moe.optimizer import learning_rate, new_optimizer, set_learning_rate
 from trainers.feed import IndexedFeed, batches
 from trainers.objectives import Batch, Objective
 from trainers.rows import Rows
@@ -103,7 +103,7 @@ def work(settings: dict[str, Any]) -> None:
     torch.set_num_threads(plan.cluster.threads or max(1, (os.cpu_count() or 1) // plan.cluster.workers))
     torch.manual_seed(plan.seed)
     model = plan.start().train()
-    optimizer = adamw(model, plan.optim, lr=plan.optim.lr * plan.fit.lr_scale)
+    optimizer = new_optimizer(model, plan.optim)
     found = newest_checkpoint(plan.checkpoints)
     step = 0
     if found:
@@ -175,8 +175,7 @@ def train_step(
         hits += loss.hits
     reduce_gradients(model)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     values = {

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conf.schema import Optim
+from conf.schema import Model, Optim, Optimizer
+from moe.decoder import new_decoder
 from moe.losses import cross_entropy_sum, pairwise_sum
-from moe.optimizer import learning_rate
+from moe.optimizer import learning_rate, new_optimizer, orthogonalise, set_learning_rate
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -38,3 +39,34 @@ def test_learning_rate_warms_up_then_follows_the_cosine() -> None:
     assert learning_rate(10, 100, cfg) == pytest.approx(1.0)
     assert learning_rate(55, 100, cfg) == pytest.approx(0.6)
     assert learning_rate(100, 100, cfg, scale=0.5) == pytest.approx(0.1)
+
+
+def test_orthogonalise_brings_every_singular_value_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 8, 20), (3, 20, 8)):
+        made = orthogonalise(torch.randn(*shape, generator=generator))
+        values = torch.linalg.svdvals(made)
+        assert made.shape == shape and values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_moves_matrices_by_its_rms_and_the_rest_as_adamw_does() -> None:
+    cfg = Model(hidden_size=16, layers=1, heads=2, kv_heads=1, head_dim=8, experts=2, expert_size=16, context=16)
+    models = [new_decoder(cfg, 32, seed=0) for _ in range(2)]
+    for model, kind in zip(models, (Optimizer.muon, Optimizer.adamw), strict=True):
+        optimizer = new_optimizer(model, Optim(kind=kind, weight_decay=0.0, muon_rms=0.4))
+        generator = torch.Generator().manual_seed(1)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        set_learning_rate(optimizer, 0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in model.parameters())
+    before = new_decoder(cfg, 32, seed=0)
+    (_, old), (_, ours) = (
+        next((n, p) for n, p in m.named_parameters() if n.endswith("down_proj")) for m in (before, models[0])
+    )
+    # an orthogonal 16 x 16 matrix has entries of root mean square 1/4, scaled by sqrt(16) x 0.4 x lr
+    assert (ours - old).square().mean().sqrt().item() == pytest.approx(0.004, rel=0.2)
+    for name, p in models[0].named_parameters():
+        same = torch.equal(p, dict(models[1].named_parameters())[name])
+        assert same == (".self_attn." not in name or p.dim() == 1) * (".experts." not in name)

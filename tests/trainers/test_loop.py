@@ -18,7 +18,7 @@ from conf.schema import Tracker as TrackerConfig
 from moe import checkpoint
 from moe.config import SCALAR
 from moe.decoder import Decoder, new_decoder
-from moe.optimizer import adamw
+from moe.optimizer import new_optimizer
 from trainers.loop import Plan, evaluate, steps, train_step
 from trainers.objectives import LANGUAGE_MODEL, PREFERENCE, Batch, Objective, language_loss
 from trainers.packing import pack
@@ -76,7 +76,7 @@ def tensors(arrays: dict[str, np.ndarray]) -> Batch:
 def run(plan: Plan, *, until: int = 0) -> Decoder:
     """From the newest checkpoint to the end, or until the stream breaks off after `until` steps."""
     model = plan.start().train()
-    optimizer = adamw(model, plan.optim, lr=plan.optim.lr)
+    optimizer = new_optimizer(model, plan.optim)
     found = newest_checkpoint(plan.checkpoints)
     first = found[0] if found else 0
     if found:
@@ -176,7 +176,7 @@ def test_the_reward_objective_learns_which_answer_is_better(tmp_path: Path) -> N
     rows = list(pack_pairs(iter(pairs), LENGTH, pad=0))
     write_rows(plan.rows, rows, row_length=LENGTH, rows_per_shard=64, meta={"tokenizer": "none"})
     model = new_decoder(CFG, VOCABULARY, head=SCALAR, seed=0)
-    optimizer = adamw(model, plan.optim, lr=5e-3)
+    optimizer = new_optimizer(model, plan.optim)
     before = evaluate(model, PREFERENCE, Rows(plan.rows), limit=1000)
     steps(plan, model, optimizer, stream(plan), None)
     after = evaluate(model, PREFERENCE, Rows(plan.rows), limit=1000)

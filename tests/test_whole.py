@@ -1,0 +1,124 @@
+"""The whole pipeline at test size, on the real poems and a real Ray: what a user gets, and what a kill changes.
+
+Planted bugs these turn red: a stage made again although nothing changed, the data cursor lost on resume, PPO seeds that
+depend on the process, a chat template that differs between us and transformers.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.pipeline import main
+from cluster.run import read_manifest
+from cluster.tracker import read_metrics
+from conf.entry import compose
+from moe import folder
+from moe.chat import prompt_ids
+from moe.tokenizer import Tokenizer
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[1]
+STAGES = "corpus tokenizer tokens tasks base chat ranked reward rl".split()
+
+
+def words(folder: Path) -> list[str]:
+    return ["preset=test", f"run.dir={folder}"]
+
+
+@pytest.fixture(scope="session")
+def run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whole run."""
+    place = tmp_path_factory.mktemp("runs")
+    main(compose(words(place)))
+    return place / "test"
+
+
+def losses(stage: Path) -> list[Any]:
+    return [
+        (line["step"], line[name]) for line in read_metrics(stage) for name in ("loss", "rl/reward") if name in line
+    ]
+
+
+def test_every_stage_is_done_and_learnt_what_it_could(run: Path) -> None:
+    manifests = {stage: read_manifest(run / stage) for stage in STAGES}
+    assert manifests["corpus"]["metrics"]["kept"] == 3000
+    curve = losses(run / "base")
+    assert curve[0][1] == pytest.approx(np.log(2048), abs=0.15)
+    assert curve[-1][1] < 5.7
+    assert manifests["base"]["metrics"]["loss"] < 5.7
+    assert manifests["chat"]["metrics"]["loss"] < losses(run / "chat")[0][1]
+    assert manifests["reward"]["metrics"]["pair_accuracy"] > 0.6
+    assert 0 <= manifests["rl"]["metrics"]["kl_per_answer"] < 20
+    assert all(line["train/rollout_logprob_abs_diff"] < 1e-4 for line in read_metrics(run / "rl"))
+    for stage in ("chat", "rl"):
+        assert {"form_ok", "rhyme_ok", "copied", "distinct", "form_accuracy"} <= manifests[stage]["metrics"].keys()
+    samples = json.loads((run / "rl" / "samples.json").read_text("utf-8"))
+    assert all({"prompt", "base", "chat", "rl"} <= sample.keys() for sample in samples)
+    html = (run / "report.html").read_text("utf-8")
+    assert "<svg" in html and "prefers-color-scheme" in html and samples[0]["prompt"] in html
+
+
+@pytest.mark.parametrize("stage", ["base", "chat", "rl"])
+def test_transformers_opens_every_model(run: Path, stage: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs, ours = AutoModelForCausalLM.from_pretrained(run / stage), folder.load(run / stage)
+    tokenizer, pieces = AutoTokenizer.from_pretrained(run / stage), Tokenizer.load(run / stage)
+    text = "作一首五言绝句，题为《春山》 hello 🙂"
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
+    messages = [{"role": "user", "content": text}]
+    templated = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
+    ids = prompt_ids(pieces, messages)
+    assert list(templated["input_ids"] if hasattr(templated, "keys") else templated) == ids
+    rows = torch.tensor([ids])
+    with torch.no_grad():
+        difference = ours.logits(ours(rows, torch.ones_like(rows)).states) - theirs(rows).logits[0]
+    assert difference.abs().max().item() < 1e-4
+
+
+def test_the_same_command_again_skips_every_stage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {stage: (run / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+    main(compose(words(run.parent)))
+    assert capsys.readouterr().out.count(": skipped in") == len(STAGES)
+    assert before == {stage: (run / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+
+
+def test_a_changed_knob_is_refused_by_name(run: Path) -> None:
+    from conf.schema import InputError
+
+    with pytest.raises(InputError, match=r"optim.lr=0.005, now optim.lr=0.004"):
+        main(compose([*words(run.parent), "optim.lr=0.004"]))
+
+
+@pytest.mark.parametrize(("stage", "at"), [("base", "step-00000020"), ("rl", "step-00000001")])
+def test_sigkill_changes_nothing(run: Path, tmp_path: Path, stage: str, at: str) -> None:
+    """Kill the pipeline once the stage has a checkpoint, type the same command: the same weights to the bit."""
+    copy = tmp_path / "test"
+    for done in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(run / done, copy / done)
+    command = [sys.executable, "-m", "cluster.pipeline", *words(tmp_path), f"pipeline.stages=[{stage}]"]
+    environment = os.environ | {"RAY_TMPDIR": "", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not (copy / stage / "checkpoints" / at / "manifest.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared before the end"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (copy / stage / "manifest.json").exists(), "the kill came too late to prove anything"
+    main(compose([*words(tmp_path), f"pipeline.stages=[{stage}]"]))
+    ours, undisturbed = (load_file(place / stage / "model.safetensors") for place in (copy, run))
+    assert ours.keys() == undisturbed.keys()
+    assert all(torch.equal(ours[name], undisturbed[name]) for name in ours)
+    assert losses(copy / stage) == losses(run / stage)
