@@ -1,6 +1,5 @@
 """Our model config to a Hugging Face config.json and back. `qk_norm` chooses Qwen3-MoE, else Mixtral."""
 
-from dataclasses import asdict
 from typing import Any
 
 from conf.schema import InputError, Model
@@ -91,11 +90,3 @@ def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, s
     head = SCALAR if architecture.endswith("SequenceClassification") else LANGUAGE
     return cfg, config["vocab_size"], head
 
-
-def difference(a: Model, b: Model) -> str:
-    """The first field in which two model configs differ, as `model.heads: 4 -> 6`; empty when they are the same."""
-    for name, value in asdict(a).items():
-        other = getattr(b, name)
-        if value != other:
-            return f"model.{name}: {value} -> {other}"
-    return ""

@@ -44,23 +44,19 @@ def piece_bytes(tokenizer: Tokenizer) -> Tensor:
     return sizes
 
 
-def samplings(queries: Sequence[Query], cfg: Evaluate, seed: int) -> list[Sampling]:
-    """One seed a query, from its place, so that two models answer with the same dice."""
-    return [
-        Sampling(cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, seed=seed * 1_000_003 + place)
-        for place, _ in enumerate(queries)
-    ]
-
-
 def answer(
     model: Decoder, tokenizer: Tokenizer, queries: Sequence[Query], cfg: Evaluate, *, seed: int, slots: int = 128
 ) -> list[Reply]:
     """The model's answers to the queries, in their order."""
     prompts = [prompt_ids(tokenizer, query["messages"]) for query in queries]
-    room = [max(1, min(cfg.max_new_tokens, model.cfg.context - len(prompt))) for prompt in prompts]
     asked = [
-        Sampling(n, temperature=s.temperature, top_p=s.top_p, seed=s.seed)
-        for n, s in zip(room, samplings(queries, cfg, seed), strict=True)
+        Sampling(
+            max(1, min(cfg.max_new_tokens, model.cfg.context - len(prompt))),
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            seed=seed * 1_000_003 + place,  # from the query's place, so that two models answer with the same dice
+        )
+        for place, prompt in enumerate(prompts)
     ]
     stop = (tokenizer.im_end, tokenizer.eos)
     return [reply(tokenizer, made) for made in generate(model, prompts, asked, stop=stop, slots=slots)]

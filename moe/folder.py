@@ -112,12 +112,6 @@ def load_scalar(folder: Path | str, *, seed: int) -> Decoder:
     return scalar.eval()
 
 
-def generation_stops(folder: Path | str) -> tuple[int, ...]:
-    """The ids that end an answer, from generation_config.json."""
-    stops = json.loads((Path(folder) / "generation_config.json").read_text("utf-8"))["eos_token_id"]
-    return tuple(stops) if isinstance(stops, list) else (stops,)
-
-
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}

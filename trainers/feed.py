@@ -19,6 +19,7 @@ from cluster.storage import newest_checkpoint
 from trainers.objectives import Batch
 from trainers.rows import Rows, order
 
+FETCHERS = 2  # tasks at once for one worker: a row is read thousands of times faster than it is trained on
 BLOCK_ROWS = 512  # rows of one Ray Data task: about a megabyte
 
 
@@ -54,7 +55,7 @@ class IndexedFeed(DataConfig):
             return opened(folder).fetch(wanted)
 
         stream = ray.data.range(count, override_num_blocks=max(1, -(-count // BLOCK_ROWS)))
-        stream = stream.map_batches(fetch, batch_size=None, num_cpus=0.25)
+        stream = stream.map_batches(fetch, batch_size=None, num_cpus=0.25, concurrency=FETCHERS)
         options = ExecutionOptions()
         options.preserve_order = True
         stream.context.execution_options = options

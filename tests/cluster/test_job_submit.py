@@ -1,0 +1,69 @@
+"""`ray job submit` on a head node of its own: the words are those of the command line, and so is the error."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(420)]
+ROOT = Path(__file__).parents[2]
+BIN = ROOT / ".venv" / "bin"
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    """A head node with a job server; yields the environment that finds it."""
+    ray = shutil.which("ray", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    assert ray, "the ray command is not installed"
+    folder, port, jobs = tempfile.mkdtemp(prefix="conclave-"), free_port(), free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PATH": f"{Path(ray).parent}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    start = [ray, "start", "--head", "--block", f"--port={port}", f"--temp-dir={folder}", "--num-cpus=8"]
+    start += ["--include-dashboard=true", f"--dashboard-port={jobs}", "--object-store-memory=200000000"]
+    process = subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Ray runtime started" in line:
+            break
+    yield environment | {
+        "RAY_ADDRESS": f"http://127.0.0.1:{jobs}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{jobs}",
+    }
+    process.terminate()  # --block ends every process of the node with itself
+    process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "cluster.pipeline", *words]
+    done = subprocess.run(command, cwd=ROOT, env=head, capture_output=True, text=True, timeout=300)
+    return subprocess.CompletedProcess(
+        command, done.returncode, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    )
+
+
+def test_a_job_runs_on_the_cluster_it_was_submitted_to(head: dict[str, str], tmp_path: Path) -> None:
+    words = ("preset=test", "optim.lr=1e-3", f"run.dir={tmp_path}", "pipeline.stages=[corpus,tokenizer,tokens]")
+    done = submit(head, *words)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "succeeded" in done.stdout
+    assert (tmp_path / "test" / "tokens" / "manifest.json").exists()
+
+
+def test_a_bad_word_fails_the_job_with_the_one_line_error(head: dict[str, str]) -> None:
+    done = submit(head, "preset=test", "optim.lrr=1e-3")
+    assert done.returncode != 0
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("error:")]
+    assert "optim.lrr" in line and "optim.lr" in line.replace("optim.lrr", "")
