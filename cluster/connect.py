@@ -12,8 +12,7 @@ SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # bounds how long a dead worker goes unnoticed
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its advice to Ray's own developers; what fails arrives as an exception
-    "RAY_maximum_startup_concurrency": "8",  # as many workers at once as there are logical CPUs
+    "RAY_prestart_worker_first_driver": "0",  # a worker for every logical CPU, of which most would never have work
     "RAY_worker_niceness": "0",  # the workers do the work here: they should not yield to the driver
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keeps a deprecation notice off the screen
 }

@@ -6,7 +6,7 @@ from typing import Self
 
 import psutil
 
-SAMPLE_EVERY = 2.0  # seconds
+SAMPLE_EVERY = 5.0  # seconds
 
 
 class PeakMemory:

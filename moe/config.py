@@ -89,4 +89,3 @@ def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, s
     )
     head = SCALAR if architecture.endswith("SequenceClassification") else LANGUAGE
     return cfg, config["vocab_size"], head
-

@@ -39,7 +39,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return d_states * grads[0], d_head * grads[0], None, None
 
 
-def cross_entropy_sum(states: Tensor, head: Tensor, targets: Tensor, *, chunk: int = 1024) -> Tensor:
+def cross_entropy_sum(states: Tensor, head: Tensor, targets: Tensor, *, chunk: int = 256) -> Tensor:
     """Sum over the targets of -log p(target), in nats. states [M, H], head [V, H], targets [M] -> []."""
     return _ChunkedCrossEntropy.apply(states, head, targets, chunk)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from conf.schema import Optim, Optimizer, Ppo
 from moe import checkpoint, folder
+from moe.allocator import keep_buffers
 from moe.decoder import Decoder
 from moe.engine import Sampling, generate
 from moe.optimizer import new_optimizer
@@ -130,6 +131,7 @@ class _Trained:
 
     def __init__(self, model: Decoder, lr: float, cfg: Ppo, seed: int, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_buffers()
         self.model = model.train()
         self.optimizer = new_optimizer(model, Optim(kind=Optimizer.adamw, weight_decay=0.0, lr=lr))
         self.cfg, self.seed, self.version = cfg, seed, 0

@@ -20,6 +20,7 @@ from cluster.tracker import Tracker
 from conf.schema import Cluster, Fit, InputError, Optim
 from conf.schema import Tracker as TrackerConfig
 from moe import checkpoint
+from moe.allocator import keep_buffers
 from moe.decoder import Decoder
 from moe.optimizer import learning_rate, new_optimizer, set_learning_rate
 from trainers.feed import IndexedFeed, batches
@@ -100,6 +101,7 @@ def fit(plan: Plan) -> Decoder:
 def work(settings: dict[str, Any]) -> None:
     """One training worker."""
     plan: Plan = settings["plan"]
+    keep_buffers()
     torch.set_num_threads(plan.cluster.threads or max(1, (os.cpu_count() or 1) // plan.cluster.workers))
     torch.manual_seed(plan.seed)
     model = plan.start().train()

@@ -1,5 +1,6 @@
 """Documents to packed rows of token ids, for pretraining."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,14 +65,18 @@ def encode(cfg: Config, split: str, corpus: Path, tokenizer: Path) -> Iterator[l
         return
     data = ray.data.read_parquet(files, columns=["text"])
     data.context.execution_options.preserve_order = True
-    data = data.map_batches(
-        _Encoder,
-        fn_constructor_args=(str(tokenizer),),
-        batch_size=BATCH,
-        batch_format="pyarrow",
-        num_cpus=cfg.cluster.cpus_per_worker,
-        compute=ray.data.ActorPoolStrategy(size=cfg.tokens.actors),
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 warns of every option that it hands on, and has no other way to say max_restarts
+        warnings.simplefilter("ignore")
+        data = data.map_batches(
+            _Encoder,
+            fn_constructor_args=(str(tokenizer),),
+            batch_size=BATCH,
+            batch_format="pyarrow",
+            num_cpus=cfg.cluster.cpus_per_worker,
+            compute=ray.data.ActorPoolStrategy(size=cfg.tokens.actors),
+            max_restarts=0,  # an actor whose process dies ends the stage, which can be begun again
+        )
     for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["ids"].to_pylist()
 

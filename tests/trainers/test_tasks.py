@@ -37,16 +37,18 @@ def corpus(train: int = 80) -> dict[str, list[Poem]]:
 def test_titles_of_queries_are_in_no_compose_sample() -> None:
     output = from_poems(corpus(), Tasks(prompts=8), 0)
     assert len(output["prompts"]) == 8
-    asked = {sample["title"] for sample in output["prompts"]}
+    assert Counter(sample["task"] for sample in output["prompts"]) == {"compose": 7, "form": 1}
+    asked = {sample["title"] for sample in output["prompts"] if sample["task"] == "compose"}
     trained = {sample["title"] for sample in output["train"] if sample["task"] == "compose"}
     assert not asked & trained and len(trained) == 72
 
 
 def test_a_small_corpus_asks_each_title_in_every_form() -> None:
     output = from_poems(corpus(16), Tasks(prompts=64), 0)
-    assert len({sample["title"] for sample in output["prompts"]}) == 4  # a quarter of 16
-    assert Counter(sample["form"] for sample in output["prompts"]) == dict.fromkeys(FORMS, 4)
-    assert len({sample["id"] for sample in output["prompts"]}) == 16
+    poems = [sample for sample in output["prompts"] if sample["task"] == "compose"]
+    assert len({sample["title"] for sample in poems}) == 4  # a quarter of 16
+    assert Counter(sample["form"] for sample in poems) == dict.fromkeys(FORMS, 4)
+    assert len({sample["id"] for sample in poems}) == 16
 
 
 def test_queries_give_each_form_its_share() -> None:
