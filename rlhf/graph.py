@@ -120,7 +120,8 @@ class Graph:
                 raise ActorFailed(f"{call.actor}.{call.method}: the actor died ({_first_line(error)})") from error
         return results
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        """End every actor."""
         for actor in (*self.rollouts, self.judge, self.reference, self.critic, self.learner):
             ray.kill(actor)
 

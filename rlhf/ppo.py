@@ -1,9 +1,10 @@
 """Reinforcement learning by PPO on a graph of Ray actors: rollout, judge, reference, critic, learner."""
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from conf.entry import job
-from conf.schema import Config
+from conf.schema import Config, InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,13 @@ def main(cfg: Config) -> dict[str, float]:
             return stage.metrics
         connect(cfg.cluster)
         chat, reward, tasks = (stage.input(name) for name in ("chat", "reward", "tasks"))
+        tokenizer = Tokenizer.load(chat)
+        if tokenizer.digest != Tokenizer.load(reward).digest:
+            raise InputError(f"{reward}: the reward model has another tokenizer than {chat}; make both in one run")
         scores = read_manifest(reward)["metrics"]
+        queries = read_queries(tasks / "prompts.jsonl")
+        found = newest_checkpoint(stage.folder / "checkpoints")
+        first = found[0] if found else 0
         graph = start(
             chat=chat,
             reward=reward,
@@ -45,29 +52,23 @@ def main(cfg: Config) -> dict[str, float]:
             cluster=cfg.cluster,
             seed=cfg.run.seed,
         )
-        tokenizer = Tokenizer.load(chat)
-        found = newest_checkpoint(stage.folder / "checkpoints")
-        first = found[0] if found else 0
-        if found:
-            graph.load(found[1], version=first)
-        queries = read_queries(tasks / "prompts.jsonl")
         with (
+            closing(graph),
             Tracker(stage.folder, cfg.tracker, run=cfg.run.name, stage="rl", step=first) as tracker,
             follow(stage.folder, "rl", cfg.ppo.iterations, show=("rl/reward", "rl/form_ok", "rl/rhyme_ok", "rl/kl")),
         ):
+            if found:
+                graph.load(found[1], version=first)
             loop(graph, queries, tokenizer, tracker, cfg.ppo, stage.folder, first=first, seed=cfg.run.seed)
-        graph.export(stage.folder)
-        graph.stop()
+            graph.export(stage.folder)
         tokenizer.save(stage.folder)
-        model = folder.load(stage.folder)
-        metrics, shown = answers(model, tokenizer, tasks, cfg.evaluate, seed=cfg.run.seed)
+        models = {name: folder.load(path) for name, path in (("base", stage.input("base")), ("chat", chat))}
+        models["rl"] = folder.load(stage.folder)
+        metrics, shown = answers(models["rl"], tokenizer, tasks, cfg.evaluate, seed=cfg.run.seed)
+        metrics["kl_per_answer"] = kl_per_answer(models, tokenizer, queries[: cfg.evaluate.prompts], cfg)
         write_json(stage.folder / "answers.json", shown)
-        models = {"base": folder.load(stage.input("base")), "chat": folder.load(chat), "rl": model}
-        write_json(
-            stage.folder / "samples.json",
-            side_by_side(models, tokenizer, tasks, cfg.evaluate, count=cfg.pipeline.samples),
-        )
-        metrics["kl_per_answer"] = kl_per_answer(model, models["chat"], tokenizer, queries[: cfg.evaluate.prompts], cfg)
+        samples = side_by_side(models, tokenizer, tasks, cfg.evaluate, count=cfg.pipeline.samples)
+        write_json(stage.folder / "samples.json", samples)
         return stage.finish(metrics)
 
 
@@ -119,9 +120,9 @@ def loop(
 
 
 def kl_per_answer(
-    policy: "Decoder", chat: "Decoder", tokenizer: "Tokenizer", queries: list[dict[str, Any]], cfg: Config
+    models: dict[str, "Decoder"], tokenizer: "Tokenizer", queries: list[dict[str, Any]], cfg: Config
 ) -> float:
-    """Mean over sampled answers of log policy(answer) - log chat(answer): KL(policy || chat) in nats per answer."""
+    """Mean over sampled answers of log rl(answer) - log chat(answer): KL(rl || chat) in nats per answer."""
     import torch
 
     from moe.chat import prompt_ids
@@ -132,7 +133,7 @@ def kl_per_answer(
     prompts = [prompt_ids(tokenizer, query["messages"]) for query in queries]
     keys = [Key(cfg.ppo.iterations, query["id"], 0, version=cfg.ppo.iterations) for query in queries]
     asked = [Sampling(cfg.ppo.max_new_tokens, seed=key.seed(cfg.run.seed)) for key in keys]
-    answers = generate(policy, prompts, asked, stop=(tokenizer.im_end, tokenizer.eos))
+    answers = generate(models["rl"], prompts, asked, stop=(tokenizer.im_end, tokenizer.eos))
     batch = pad(
         [
             Sample(key, prompt, answer.tokens, answer.logprobs, answer.finish == "stop")
@@ -140,7 +141,7 @@ def kl_per_answer(
         ]
     )
     with torch.inference_mode():
-        reference = token_logprobs(chat, batch)[0].sum()
+        reference = token_logprobs(models["chat"], batch)[0].sum()
     return float(batch.logprobs.sum() - reference) / len(queries)
 
 

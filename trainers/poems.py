@@ -20,7 +20,7 @@ Option = TypeVar("Option")
 
 DYNASTIES = {"唐": "唐代", "宋": "宋代"}
 AUTHORS = 50  # the most frequent; a rarer one cannot be learned
-KNOWLEDGE_SHARE = 8  # one query in so many asks for the form of a poem
+KNOWLEDGE_SHARE = 8  # one query in so many asks for the form of a poem, or just talks
 TITLE_LENGTH = 16  # characters
 TEST_PROMPTS = {
     "compose": 512,
@@ -101,7 +101,9 @@ def from_poems(poems: dict[str, list[Poem]], cfg: Tasks, seed: int) -> dict[str,
     seen = {poem.title for poem in train}
     unseen = _one_per_title(shuffled((p for p in test if p.titled and p.title not in seen), seed, "test"))
     # A few questions of knowledge among the poems: reinforcement learning must not forget what it does not practise.
-    known = [query(sample) for sample in make("form", train, cfg.prompts // KNOWLEDGE_SHARE, seed, authors)]
+    share = cfg.prompts // KNOWLEDGE_SHARE
+    practised = make("form", train, share - share // 2, seed, authors) + dialogue(share // 2, seed, held_out=False)
+    known = [query(sample) for sample in practised]
     output["prompts"] = compose_queries(queries, cfg.prompts - len(known), seed) + known
     output["prompts"].sort(key=lambda sample: hashed(seed, "prompts", sample["id"]))
     output["test_prompts"] = compose_queries(unseen, TEST_PROMPTS["compose"], seed)
