@@ -47,7 +47,7 @@ BUGS = [
         "log-probs are those of the whole distribution",
         "moe/engine.py",
         "return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)",
-        "return ids, (probabilities / probabilities.sum(-1, keepdim=True)).log().gather(1, ids.unsqueeze(1)).squeeze(1)",
+        "return ids, (probabilities / cumulative[:, -1:]).log().gather(1, ids.unsqueeze(1)).squeeze(1)",
         "tests/moe/test_engine.py",
     ),
     (
