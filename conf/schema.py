@@ -173,10 +173,10 @@ class Optim:
     `muon` moves the matrices of attention and experts by orthogonalised momentum and the rest by AdamW.
     """
 
+    lr: float = 2e-3
     kind: Optimizer = Optimizer.muon
     muon_rms: float = 0.4  # root mean square of a Muon update, in units of lr; 0.2 is what AdamW's updates have
     muon_momentum: float = 0.95
-    lr: float = 2e-3
     min_lr_ratio: float = 0.1
     warmup: float = 0.02  # share of the steps
     weight_decay: float = 0.1
@@ -308,6 +308,8 @@ class Ppo:
     kl_coef: float = 0.05  # per-token KL penalty in the reward
     grad_clip: float = 1.0
     critic_warmup: int = 1  # iterations in which only the critic learns
+    replay: int = 8  # instruction samples learnt beside each minibatch, the tasks by turns, against forgetting; 0: none
+    replay_weight: float = 0.5  # of their loss
     model_weight: float = 1.0  # of the reward model's score
     rule_weight: float = 1.0  # of the rules' score
     rollouts: int = 2  # rollout actors
@@ -318,6 +320,9 @@ class Ppo:
         _positive("ppo", self, "iterations", "prompts", "samples", "max_new_tokens", "epochs", "minibatches", "lr")
         _positive("ppo", self, "critic_lr", "clip", "value_clip", "grad_clip", "rollouts", "save_every", "timeout")
         _share("ppo", self, "gamma", "lam")
+        for name in ("replay", "replay_weight", "kl_coef", "critic_warmup"):
+            if getattr(self, name) < 0:
+                raise InputError(f"ppo.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.keep <= self.samples:
             raise InputError(f"ppo.keep={self.keep} must lie in [0, ppo.samples={self.samples}]")
         learnt = self.prompts * (self.keep or self.samples)

@@ -25,6 +25,7 @@ from rlhf.forward import answer_scores, spread, token_logprobs, token_values
 from rlhf.losses import at_the_end, explained_variance, policy_loss, value_loss
 from rlhf.messages import Batch, Request, Sample, pad
 from rlhf.principles import Query, rhyme_rewards, rule_reward
+from rlhf.replay import Replay
 
 SLICE = 32  # rows of one forward pass without gradient
 
@@ -196,8 +197,12 @@ class Critic(_Trained):
 
 
 class Learner(_Trained):
-    def __init__(self, model: Path, cfg: Ppo, seed: int, threads: int) -> None:
+    """The policy. Beside each minibatch it learns a few instruction samples again, which is PPO-ptx (Ouyang et al. 2022,
+    eq. 2) with the chat stage's data in the place of pretraining's."""
+
+    def __init__(self, model: Path, cfg: Ppo, seed: int, threads: int, replay: Path | None = None) -> None:
         super().__init__(folder.load(model), cfg.lr, cfg, seed, threads)
+        self.replay = Replay(replay, Tokenizer.load(model), seed) if replay and cfg.replay else None
 
     def weights(self) -> np.ndarray:
         return flat_weights(self.model)
@@ -216,7 +221,15 @@ class Learner(_Trained):
             if self.version < self.cfg.critic_warmup:
                 break
             made = policy_loss(new, old, advantages[index, : part.mask.shape[1]][chosen], self.cfg.clip)
-            stats["actor/grad_norm"].append(self._step(made.loss + hidden.auxiliary))
+            loss = made.loss + hidden.auxiliary
+            if self.replay:
+                drawn = self.replay.draw(
+                    self.version * self.cfg.epochs * self.cfg.minibatches + number, self.cfg.replay
+                )
+                again = -token_logprobs(self.model, drawn)[0].mean()
+                stats["actor/replay_loss"].append(float(again.detach()))
+                loss = loss + self.cfg.replay_weight * again
+            stats["actor/grad_norm"].append(self._step(loss))
             stats["actor/pg_loss"].append(float(made.loss.detach()))
             stats["actor/pg_clipfrac"].append(float(made.clip_fraction))
             stats["actor/ppo_kl"].append(float(made.kl))

@@ -127,7 +127,7 @@ class Graph:
 
 
 def start(
-    *, chat: Path, reward: Path, copies: Path, mean: float, std: float, cfg: Ppo, cluster: Cluster, seed: int
+    *, chat: Path, reward: Path, tasks: Path, mean: float, std: float, cfg: Ppo, cluster: Cluster, seed: int
 ) -> Graph:
     """Start every actor. Each has one torch thread: it is the actors that run side by side."""
     threads = cluster.threads or 1
@@ -142,10 +142,10 @@ def start(
 
     return Graph(
         rollouts=[put(Rollout, chat, threads) for _ in range(cfg.rollouts)],
-        judge=put(Judge, reward, copies, mean, std, cfg, threads),
+        judge=put(Judge, reward, tasks / "copies.npy", mean, std, cfg, threads),
         reference=put(Reference, chat, threads),
         critic=put(Critic, reward, cfg, seed, threads),
-        learner=put(Learner, chat, cfg, seed, threads),
+        learner=put(Learner, chat, cfg, seed, threads, tasks / "train.jsonl"),
         timeout=cfg.timeout,
     )
 

@@ -45,7 +45,7 @@ def main(cfg: Config) -> dict[str, float]:
         graph = start(
             chat=chat,
             reward=reward,
-            copies=tasks / "copies.npy",
+            tasks=tasks,
             mean=scores["score_mean"],
             std=scores["score_std"],
             cfg=cfg.ppo,

@@ -4,6 +4,7 @@ Planted bugs these turn red: rollout and learner disagree on log-probs, an updat
 twice, a stale policy answering.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,28 @@ def test_save_and_load_continue_bit_for_bit(chat: Path, tmp_path: Path) -> None:
     straight.update(second, advantages)
     resumed.update(second, advantages)
     assert (straight.weights() == resumed.weights()).all()
+
+
+def test_replayed_samples_become_likelier_and_are_drawn_by_number(chat: Path, tmp_path: Path) -> None:
+    said = {"form": "五言绝句", "talk": "春眠不觉晓"}
+    lines = [
+        {"task": task, "messages": [{"role": "user", "content": task}, {"role": "assistant", "content": text}]}
+        for task, text in said.items()
+    ]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    cfg = Ppo(**vars(CFG) | {"replay": 4, "replay_weight": 1.0})
+    batch, learner = pad(samples(chat)), Learner(chat, cfg, 0, 1, file)
+    assert learner.replay
+    drawn = learner.replay.draw(0, 4)
+    answers = [learner.replay._tokenizer.decode(row[mask.bool()]) for row, mask in zip(drawn.tokens, drawn.mask)]
+    assert answers == ["五言绝句", "春眠不觉晓"] * 2
+    assert torch.equal(learner.replay.draw(3, 4).tokens, learner.replay.draw(3, 4).tokens)
+    before = Reference(chat, 1).logprobs(drawn).sum()
+    stats = learner.update(batch, torch.zeros_like(batch.mask))  # no advantage: only the replay moves the policy
+    folder.save(learner.model, chat / "after")
+    assert Reference(chat / "after", 1).logprobs(drawn).sum() - before > 5
+    assert stats["actor/replay_loss"] > 0
 
 
 def test_samples_of_several_versions_do_not_mix(chat: Path) -> None:

@@ -1,0 +1,34 @@
+"""Instruction samples for the policy to learn again beside its rewards, so that it keeps what rewards do not ask for."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from moe.chat import prompt_ids
+from moe.evaluation import read_queries
+from moe.tokenizer import Tokenizer
+from rlhf.messages import Batch, Key, Sample, pad
+
+
+class Replay:
+    """Draws from a samples file of the tasks stage; draw `n` is a function of (seed, n) alone."""
+
+    def __init__(self, file: Path, tokenizer: Tokenizer, seed: int) -> None:
+        self._tokenizer, self._seed = tokenizer, seed
+        by_task = defaultdict(list)
+        for sample in read_queries(file):
+            by_task[sample["task"]].append(sample)
+        self._tasks = [by_task[name] for name in sorted(by_task)]
+
+    def draw(self, number: int, count: int) -> Batch:
+        """`count` samples, the tasks by turns. Their log-probs are 0: nobody sampled them."""
+        places = np.random.SeedSequence([self._seed, number]).generate_state(count, np.uint64).tolist()
+        drawn = []
+        for turn, place in enumerate(places):
+            task = self._tasks[(number * count + turn) % len(self._tasks)]
+            messages = task[place % len(task)]["messages"]
+            answer = [*self._tokenizer.encode(messages[-1]["content"]), self._tokenizer.im_end]
+            key = Key(number, "replay", turn, version=0)
+            drawn.append(Sample(key, prompt_ids(self._tokenizer, messages[:-1]), answer, [0.0] * len(answer), True))
+        return pad(drawn)
