@@ -197,8 +197,8 @@ class Critic(_Trained):
 
 
 class Learner(_Trained):
-    """The policy. Beside each minibatch it learns a few instruction samples again, which is PPO-ptx (Ouyang et al. 2022,
-    eq. 2) with the chat stage's data in the place of pretraining's."""
+    """The policy. Beside each minibatch it learns a few instruction samples again: PPO-ptx (Ouyang et al. 2022, eq. 2)
+    with the chat stage's data in the place of pretraining's."""
 
     def __init__(self, model: Path, cfg: Ppo, seed: int, threads: int, replay: Path | None = None) -> None:
         super().__init__(folder.load(model), cfg.lr, cfg, seed, threads)
@@ -211,7 +211,8 @@ class Learner(_Trained):
         """One PPO iteration of the policy, `advantages` [B, T] whitened. In the critic's warm-up only time passes."""
         self._begin(batch)
         stats: defaultdict[str, list[float]] = defaultdict(list)
-        for number, index in enumerate(self._minibatches(len(batch.tokens))):
+        parts = self._minibatches(len(batch.tokens))
+        for number, index in enumerate(parts):
             part = batch.rows(index)
             chosen = part.mask.bool()
             new, entropy, hidden = token_logprobs(self.model, part)
@@ -223,9 +224,7 @@ class Learner(_Trained):
             made = policy_loss(new, old, advantages[index, : part.mask.shape[1]][chosen], self.cfg.clip)
             loss = made.loss + hidden.auxiliary
             if self.replay:
-                drawn = self.replay.draw(
-                    self.version * self.cfg.epochs * self.cfg.minibatches + number, self.cfg.replay
-                )
+                drawn = self.replay.draw(self.version * len(parts) + number, self.cfg.replay)
                 again = -token_logprobs(self.model, drawn)[0].mean()
                 stats["actor/replay_loss"].append(float(again.detach()))
                 loss = loss + self.cfg.replay_weight * again

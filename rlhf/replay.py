@@ -1,4 +1,4 @@
-"""Instruction samples for the policy to learn again beside its rewards, so that it keeps what rewards do not ask for."""
+"""Instruction samples that the policy learns again beside its rewards, to keep what rewards do not ask for."""
 
 from collections import defaultdict
 from pathlib import Path

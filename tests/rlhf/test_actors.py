@@ -127,7 +127,9 @@ def test_replayed_samples_become_likelier_and_are_drawn_by_number(chat: Path, tm
     batch, learner = pad(samples(chat)), Learner(chat, cfg, 0, 1, file)
     assert learner.replay
     drawn = learner.replay.draw(0, 4)
-    answers = [learner.replay._tokenizer.decode(row[mask.bool()]) for row, mask in zip(drawn.tokens, drawn.mask)]
+    answers = [
+        learner.replay._tokenizer.decode(row[mask.bool()]) for row, mask in zip(drawn.tokens, drawn.mask, strict=True)
+    ]
     assert answers == ["五言绝句", "春眠不觉晓"] * 2
     assert torch.equal(learner.replay.draw(3, 4).tokens, learner.replay.draw(3, 4).tokens)
     before = Reference(chat, 1).logprobs(drawn).sum()
