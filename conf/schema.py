@@ -244,14 +244,15 @@ class Sft(Fit):
 @dataclass(kw_only=True)
 class Reward(Fit):
     steps: int = 100
-    batch_rows: int = 16  # a row holds whole pairs
+    batch_rows: int = 8  # a row holds whole pairs
     lr_scale: float = 0.25
-    row_length: int = 256
+    row_length: int = 0  # 0: twice the model's context, which holds any pair
     held_out: float = 0.1  # share of the queries whose pairs only test the model
 
     def __post_init__(self) -> None:
         self.check("reward")
-        _positive("reward", self, "row_length")
+        if self.row_length < 0:
+            raise InputError(f"reward.row_length={self.row_length} must not be negative")
         _share("reward", self, "held_out")
 
 
@@ -435,7 +436,7 @@ class Config:
     pipeline: Pipeline = field(default_factory=Pipeline)
 
     def __post_init__(self) -> None:
-        for section, length in (("tokens", self.tokens), ("sft", self.sft), ("reward", self.reward)):
+        for section, length in (("tokens", self.tokens), ("sft", self.sft)):
             if length.row_length > self.model.context:
                 raise InputError(
                     f"{section}.row_length={length.row_length} must be at most model.context={self.model.context}"

@@ -36,10 +36,11 @@ def main(cfg: Config) -> dict[str, float]:
         rankings = [record for _, record in read_records(stage.input("ranked") / "rankings.jsonl")]
         train, held = split(rankings, cfg.reward)
         meta = {"tokenizer": tokenizer.digest}
+        row_length = cfg.reward.row_length or 2 * folder.load(chat).cfg.context
         for name, part in (("train", train), ("val", held)):
-            rows = pack_pairs(pairs(part, tokenizer), cfg.reward.row_length, pad=tokenizer.pad)
+            rows = pack_pairs(pairs(part, tokenizer), row_length, pad=tokenizer.pad)
             path = stage.folder / "rows" / name
-            about = write_rows(path, rows, row_length=cfg.reward.row_length, rows_per_shard=16384, meta=meta)
+            about = write_rows(path, rows, row_length=row_length, rows_per_shard=16384, meta=meta)
             if not about["rows"]:
                 raise InputError(
                     f"{stage.input('ranked')}: no {name} pair of answers differs in rank; rank more queries"

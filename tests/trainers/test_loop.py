@@ -149,10 +149,10 @@ def test_a_padded_batch_has_the_loss_of_the_unpadded_rows() -> None:
             "loss": padded["loss"][row : row + 1, :length],
         }
         alone = language_loss(model, one)
-        total, units = total + float(alone.total), units + alone.units
+        total, units = total + alone.total.item(), units + alone.units
     together = language_loss(model, padded)
     assert together.units == units == 20
-    assert float(together.total) == pytest.approx(total, rel=1e-5)
+    assert together.total.item() == pytest.approx(total, rel=1e-5)
 
 
 def test_prompts_carry_no_loss() -> None:
@@ -163,7 +163,8 @@ def test_prompts_carry_no_loss() -> None:
     made = language_loss(model, batch)
     logits = model.logits(model(torch.tensor([ids]), torch.ones(1, 10, dtype=torch.long)).states).log_softmax(-1)
     assert made.units == 4
-    assert float(made.total) == pytest.approx(-sum(float(logits[t - 1, ids[t]]) for t in range(6, 10)), rel=1e-5)
+    wanted = -sum(logits[t - 1, ids[t]].item() for t in range(6, 10))
+    assert made.total.item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_reward_objective_learns_which_answer_is_better(tmp_path: Path) -> None:
