@@ -309,7 +309,8 @@ class Ppo:
     kl_coef: float = 0.05  # per-token KL penalty in the reward
     grad_clip: float = 1.0
     critic_warmup: int = 1  # iterations in which only the critic learns
-    replay: int = 8  # instruction samples learnt beside each minibatch, the tasks by turns, against forgetting; 0: none
+    replay: int = 0  # instruction samples learnt beside each minibatch, the tasks by turns, against forgetting
+    replay_tasks: list[str] = field(default_factory=list)  # of these tasks; empty: of all
     replay_weight: float = 0.5  # of their loss
     model_weight: float = 1.0  # of the reward model's score
     rule_weight: float = 1.0  # of the rules' score

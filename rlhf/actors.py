@@ -202,7 +202,8 @@ class Learner(_Trained):
 
     def __init__(self, model: Path, cfg: Ppo, seed: int, threads: int, replay: Path | None = None) -> None:
         super().__init__(folder.load(model), cfg.lr, cfg, seed, threads)
-        self.replay = Replay(replay, Tokenizer.load(model), seed) if replay and cfg.replay else None
+        tokenizer = Tokenizer.load(model)
+        self.replay = Replay(replay, tokenizer, seed, cfg.replay_tasks) if replay and cfg.replay else None
 
     def weights(self) -> np.ndarray:
         return flat_weights(self.model)

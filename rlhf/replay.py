@@ -1,10 +1,12 @@
 """Instruction samples that the policy learns again beside its rewards, to keep what rewards do not ask for."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
+from conf.schema import InputError
 from moe.chat import prompt_ids
 from moe.evaluation import read_queries
 from moe.tokenizer import Tokenizer
@@ -14,12 +16,16 @@ from rlhf.messages import Batch, Key, Sample, pad
 class Replay:
     """Draws from a samples file of the tasks stage; draw `n` is a function of (seed, n) alone."""
 
-    def __init__(self, file: Path, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(self, file: Path, tokenizer: Tokenizer, seed: int, tasks: Collection[str] = ()) -> None:
+        """Of `tasks`, or of all. Raises `InputError` naming a task that the file does not have."""
         self._tokenizer, self._seed = tokenizer, seed
         by_task = defaultdict(list)
         for sample in read_queries(file):
             by_task[sample["task"]].append(sample)
-        self._tasks = [by_task[name] for name in sorted(by_task)]
+        for name in tasks:
+            if name not in by_task:
+                raise InputError(f"ppo.replay_tasks={name}: {file} has none; there are {', '.join(sorted(by_task))}")
+        self._tasks = [by_task[name] for name in sorted(tasks or by_task)]
 
     def draw(self, number: int, count: int) -> Batch:
         """`count` samples, the tasks by turns. Their log-probs are 0: nobody sampled them."""
