@@ -22,7 +22,7 @@ from conf.schema import Config, InputError
 
 _STOP_WITHIN = 10.0  # seconds that libraries get to clean up after a signal
 _SHOWN_FIRST = (  # the metrics that tell most about a stage, in this order
-    "form_ok rhyme_ok pair_accuracy kl val_loss eval_loss loss bits_per_byte perplexity documents train val test "
+    "form_ok rhyme_ok form_accuracy kl_per_answer pair_accuracy loss bits_per_byte perplexity train val test "
     "duplicates rejected vocab_size pieces tokens rows samples pairs"
 ).split()
 _SHOWN = 4
