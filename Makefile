@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup  ## from raw text to a chat model, about 20 minutes on two cores; the same command continues
+demo: setup  ## from raw text to a chat model, about 15 minutes on two cores; the same command continues
 	$(BIN)/python -m cluster.pipeline preset=demo
 
 serve: setup  ## answer on http://127.0.0.1:8000 with the demo's model
