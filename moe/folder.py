@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conf.schema import InputError
+from conf.schema import InputError, Model
 from moe.config import LANGUAGE, SCALAR, from_hugging_face, to_hugging_face
 from moe.decoder import Decoder, new_decoder
 
@@ -93,13 +93,14 @@ def save(model: Decoder, folder: Path, *, stop: tuple[int, ...] = (), pad: int |
 def load(folder: Path | str) -> Decoder:
     """The model of a folder, in evaluation mode and fp32. Raises InputError naming the file that cannot be used."""
     folder = Path(folder)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise InputError(f"{folder}: no model here (config.json is missing)")
-    cfg, vocab_size, head = from_hugging_face(json.loads(config_file.read_text("utf-8")), str(config_file))
-    model = Decoder(cfg, vocab_size, head)
+    model = Decoder(*_described(folder))
     from_disk(_read_tensors(folder), model, str(folder))
     return model.eval()
+
+
+def load_config(folder: Path | str) -> Model:
+    """The model config of a folder, without its weights."""
+    return _described(Path(folder))[0]
 
 
 def load_scalar(folder: Path | str, *, seed: int) -> Decoder:
@@ -110,6 +111,14 @@ def load_scalar(folder: Path | str, *, seed: int) -> Decoder:
     scalar = new_decoder(model.cfg, model.vocab_size, head=SCALAR, seed=seed)
     scalar.model.load_state_dict(model.model.state_dict())
     return scalar.eval()
+
+
+def _described(folder: Path) -> tuple[Model, int, str]:
+    """(config, vocabulary size, head) of a folder's config.json."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{folder}: no model here (config.json is missing)")
+    return from_hugging_face(json.loads(config_file.read_text("utf-8")), str(config_file))
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

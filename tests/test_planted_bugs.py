@@ -107,6 +107,13 @@ BUGS = [
         "tests/rlhf/test_losses.py",
     ),
     (
+        "a rhyme is paid where it falls",
+        "rlhf/actors.py",
+        "bisect_right(written, place)",
+        "bisect_right(written, place) - 1",
+        "tests/rlhf/test_actors.py",
+    ),
+    (
         "an update is applied once",
         "rlhf/actors.py",
         "        assert batch.version == self.version,",

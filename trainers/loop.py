@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from cluster.progress import follow
 from cluster.storage import newest_checkpoint, save_checkpoint
 from cluster.tracker import Tracker
-from conf.schema import Cluster, Fit, InputError, Optim
+from conf.schema import Cluster, Config, Fit, InputError, Optim
 from conf.schema import Tracker as TrackerConfig
 from moe import checkpoint
 from moe.allocator import keep_buffers
@@ -44,6 +44,34 @@ class Plan:
     cluster: Cluster
     tracker: TrackerConfig
     seed: int
+
+    @classmethod
+    def of(
+        cls,
+        cfg: Config,
+        stage: str,
+        fit: Fit,
+        *,
+        start: Callable[[], Decoder],
+        objective: Objective,
+        rows: Path,
+        held_out: Path,
+    ) -> "Plan":
+        """The plan of a stage of this run."""
+        return cls(
+            folder=cfg.run.folder / stage,
+            run=cfg.run.name,
+            stage=stage,
+            start=start,
+            objective=objective,
+            rows=rows,
+            held_out=held_out,
+            fit=fit,
+            optim=cfg.optim,
+            cluster=cfg.cluster,
+            tracker=cfg.tracker,
+            seed=cfg.run.seed,
+        )
 
     @property
     def checkpoints(self) -> Path:

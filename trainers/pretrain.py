@@ -30,19 +30,14 @@ def main(cfg: Config) -> dict[str, float]:
         tokenizer = Tokenizer.load(stage.input("tokenizer"))
         rows = stage.input("tokens")
         check_tokenizer(Rows(rows / "train"), tokenizer)
-        plan = Plan(
-            folder=stage.folder,
-            run=cfg.run.name,
-            stage="base",
+        plan = Plan.of(
+            cfg,
+            "base",
+            cfg.pretrain,
             start=lambda: new_decoder(cfg.model, tokenizer.padded_size, seed=cfg.run.seed),
             objective=LANGUAGE_MODEL,
             rows=rows / "train",
             held_out=rows / "val",
-            fit=cfg.pretrain,
-            optim=cfg.optim,
-            cluster=cfg.cluster,
-            tracker=cfg.tracker,
-            seed=cfg.run.seed,
         )
         model = fit(plan)
         folder.save(model, stage.folder, stop=(tokenizer.eos,), pad=tokenizer.pad)

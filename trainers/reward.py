@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moe.decoder import Decoder
     from moe.tokenizer import Tokenizer
     from trainers.packing import Row
+    from trainers.rows import Rows
 
 Ids = list[int]
 
@@ -21,7 +22,7 @@ def main(cfg: Config) -> dict[str, float]:
     from cluster.run import open_stage
     from moe import folder
     from moe.tokenizer import Tokenizer
-    from trainers.loop import Plan, evaluate, fit
+    from trainers.loop import Plan, fit
     from trainers.objectives import PREFERENCE
     from trainers.readers import read_records
     from trainers.rows import Rows, write_rows
@@ -36,7 +37,7 @@ def main(cfg: Config) -> dict[str, float]:
         rankings = [record for _, record in read_records(stage.input("ranked") / "rankings.jsonl")]
         train, held = split(rankings, cfg.reward)
         meta = {"tokenizer": tokenizer.digest}
-        row_length = cfg.reward.row_length or 2 * folder.load(chat).cfg.context
+        row_length = cfg.reward.row_length or 2 * folder.load_config(chat).context
         for name, part in (("train", train), ("val", held)):
             rows = pack_pairs(pairs(part, tokenizer), row_length, pad=tokenizer.pad)
             path = stage.folder / "rows" / name
@@ -45,27 +46,19 @@ def main(cfg: Config) -> dict[str, float]:
                 raise InputError(
                     f"{stage.input('ranked')}: no {name} pair of answers differs in rank; rank more queries"
                 )
-        plan = Plan(
-            folder=stage.folder,
-            run=cfg.run.name,
-            stage="reward",
+        plan = Plan.of(
+            cfg,
+            "reward",
+            cfg.reward,
             start=lambda: folder.load_scalar(chat, seed=cfg.run.seed),
             objective=PREFERENCE,
             rows=stage.folder / "rows" / "train",
             held_out=stage.folder / "rows" / "val",
-            fit=cfg.reward,
-            optim=cfg.optim,
-            cluster=cfg.cluster,
-            tracker=cfg.tracker,
-            seed=cfg.run.seed,
         )
         model = fit(plan)
         folder.save(model, stage.folder, pad=tokenizer.pad)
         tokenizer.save(stage.folder)
-        values = evaluate(model, PREFERENCE, Rows(plan.held_out), limit=len(Rows(plan.held_out)))
-        mean, std = spread(model.eval(), Rows(plan.held_out))
-        metrics = {"pair_accuracy": values["accuracy"], "loss": values["loss"], "score_mean": mean, "score_std": std}
-        return stage.finish(metrics)
+        return stage.finish(measure(model, Rows(plan.held_out)))
 
 
 def split(rankings: Sequence[dict[str, Any]], cfg: Reward) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -119,20 +112,28 @@ def pack_pairs(pairs: Iterator[tuple[Ids, Ids]], row_length: int, *, pad: int) -
         yield row(held)
 
 
-def spread(model: "Decoder", rows: Any) -> tuple[float, float]:
-    """(mean, standard deviation) of the scores of all answers in the rows: the scale that PPO normalises by."""
+def measure(model: "Decoder", rows: "Rows") -> dict[str, float]:
+    """Over all pairs in the rows: {"pair_accuracy", "loss" (mean, nats)} and {"score_mean", "score_std"} of the single
+    answers, the scale that PPO normalises by."""
     import torch
 
+    from moe.losses import pairwise_sum
     from trainers.objectives import pair_scores
 
-    scores = []
+    parts = []
     with torch.no_grad():
         for start in range(0, len(rows), 32):
             wanted = torch.arange(start, min(start + 32, len(rows))).numpy()
             batch = {name: torch.from_numpy(values).long() for name, values in rows.fetch(wanted).items()}
-            scores.append(pair_scores(model, batch)[0].flatten())
-    values = torch.cat(scores)
-    return float(values.mean()), float(values.std())
+            parts.append(pair_scores(model, batch)[0])
+    scores = torch.cat(parts)  # [P, 2], the better answer first
+    better, worse = scores.unbind(1)
+    return {
+        "pair_accuracy": float((better > worse).float().mean()),
+        "loss": float(pairwise_sum(better, worse) / len(scores)),
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std()),
+    }
 
 
 if __name__ == "__main__":

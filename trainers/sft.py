@@ -38,19 +38,14 @@ def main(cfg: Config) -> dict[str, float]:
         samples = weigh(read_samples(tasks / "train.jsonl"), cfg.sft)
         rows = write(stage.folder / "rows" / "train", samples, tokenizer, cfg.sft)
         held = write(stage.folder / "rows" / "val", read_samples(tasks / "val.jsonl"), tokenizer, cfg.sft)
-        plan = Plan(
-            folder=stage.folder,
-            run=cfg.run.name,
-            stage="chat",
+        plan = Plan.of(
+            cfg,
+            "chat",
+            cfg.sft,
             start=lambda: folder.load(base),
             objective=LANGUAGE_MODEL,
             rows=rows,
             held_out=held,
-            fit=cfg.sft,
-            optim=cfg.optim,
-            cluster=cfg.cluster,
-            tracker=cfg.tracker,
-            seed=cfg.run.seed,
         )
         model = fit(plan)
         folder.save(model, stage.folder, stop=(tokenizer.im_end, tokenizer.eos), pad=tokenizer.pad)

@@ -113,3 +113,9 @@ def test_a_small_text_gives_a_small_vocabulary() -> None:
     tokenizer = Tokenizer.train(["春风春风"], Settings(vocab_size=4608))
     roles = 3 + 8 + 5  # the merges that make one piece each of user, assistant and system
     assert tokenizer.size == len(SPECIALS) + len(BYTES) + len(ALWAYS) + 2 + roles  # 春 and 风
+
+
+def test_written_counts_the_characters_that_are_whole(tokenizer: Tokenizer) -> None:
+    text = "a🙂\u9f98b"  # neither is in the vocabulary: four bytes, three bytes
+    ids = [tokenizer.im_start, *tokenizer.encode(text), tokenizer.im_end]
+    assert tokenizer.written(ids) == [0, 1, 1, 1, 1, 2, 2, 2, 3, 4, 4]

@@ -17,7 +17,8 @@ from moe.chat import prompt_ids
 from moe.decoder import new_decoder
 from moe.engine import Sampling
 from moe.tokenizer import Tokenizer
-from rlhf.actors import Critic, Learner, Reference, Rollout, flat_weights
+from moe.verse import Copies
+from rlhf.actors import Critic, Judge, Learner, Reference, Rollout, flat_weights
 from rlhf.losses import at_the_end, gae, token_rewards, whiten
 from rlhf.messages import Key, Request, Sample, pad
 
@@ -113,6 +114,24 @@ def test_save_and_load_continue_bit_for_bit(chat: Path, tmp_path: Path) -> None:
     straight.update(second, advantages)
     resumed.update(second, advantages)
     assert (straight.weights() == resumed.weights()).all()
+
+
+def test_a_rhyme_is_paid_at_its_character_and_the_rest_at_the_end(chat: Path, tmp_path: Path) -> None:
+    poem = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"
+    tokenizer = Tokenizer.load(chat)  # it knows two of these characters: the others are three bytes each
+    reward = tmp_path / "reward"
+    folder.save(folder.load_scalar(chat, seed=0), reward, pad=tokenizer.pad)
+    tokenizer.save(reward)
+    Copies.of([]).save(tmp_path / "copies.npy")
+    cfg = Ppo(**vars(CFG) | {"model_weight": 0.0, "rule_weight": 2.0})
+    answer = [*tokenizer.encode(poem), tokenizer.im_end]
+    query = {"task": "compose", "form": "五言绝句", "title": "明月"}
+    sample = Sample(Key(0, "q", 0, version=0), [5, 6, 7], answer, [0.0] * len(answer), True)
+    scores = Judge(reward, tmp_path / "copies.npy", 0.0, 1.0, cfg, 1).score([query], [sample])
+    assert scores.rules.tolist() == pytest.approx([1.0]) and scores.earned.sum().item() == pytest.approx(2.0)
+    rhyme = 3 + len(tokenizer.encode(poem[: poem.index("乡") + 1])) - 1  # its last byte, after a prompt of three
+    paid = {place: amount for place, amount in enumerate(scores.earned[0].tolist()) if amount}
+    assert paid == pytest.approx({rhyme: 2 * 0.7, 3 + len(answer) - 1: 2 * 0.3})
 
 
 def test_replayed_samples_become_likelier_and_are_drawn_by_number(chat: Path, tmp_path: Path) -> None:
