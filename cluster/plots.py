@@ -1,4 +1,4 @@
-"""Line plots as inline SVG that takes its colours from the page: one drawing serves light and dark."""
+"""Line plots and heat maps as inline SVG that takes its colours from the page: one drawing serves light and dark."""
 
 import io
 import re
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from html import escape
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 # Matplotlib writes fixed colours. These stand for the page's variables and are replaced in its output.
@@ -17,6 +19,8 @@ _VARIABLES = {_INK: "var(--soft)", _FAINT: "var(--rule)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)
 }
 MOST_POINTS = 800  # of one line; more cannot be seen
+MOST_COLUMNS = 200  # of a heat map; more steps are averaged
+_HEAT = (0.26, 0.5, 0.85)  # an image cannot take the page's colour: a blue that reads on light and dark paper alike
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: the page's fonts, selectable
@@ -72,8 +76,44 @@ def line_plot(lines: Sequence[Line], *, name: str, xlabel: str = "step", size: t
         axes.margins(x=0.02)
         if len(lines) > 1:
             axes.legend(loc="best", fontsize=9)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _svg(figure, name)
+
+
+@dataclass(frozen=True)
+class Panel:
+    label: str
+    values: np.ndarray  # [rows, steps]; 0 leaves the paper, 1 and more are the full colour
+    marks: Sequence[float] = ()  # steps at which a line is drawn
+
+
+def heat_map(panels: Sequence[Panel], steps: Sequence[float], *, name: str, xlabel: str = "step") -> str:
+    """An <svg> of the panels under one another, the rows of each downwards and the steps across."""
+    stride = -(-len(steps) // MOST_COLUMNS)
+    starts = np.arange(0, len(steps), stride)
+    rows = max(len(panel.values) for panel in panels)
+    height = len(panels) * min(1.6, max(0.5, 0.09 * rows)) + 0.5  # inches
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name, "axes.grid": False}):
+        figure = Figure(figsize=(6.4, height), layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0.02))
+        for axes, panel in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True):
+            means = np.add.reduceat(panel.values, starts, axis=1) / np.diff(np.append(starts, len(steps)))
+            image = np.empty((*means.shape, 4))
+            image[..., :3], image[..., 3] = _HEAT, np.clip(means, 0, 1)
+            extent = (steps[0], max(steps[-1], steps[0] + 1), len(image) - 0.5, -0.5)
+            axes.imshow(image, aspect="auto", interpolation="none", extent=extent)
+            for mark in panel.marks:
+                axes.axvline(mark, color=_SERIES[1], linewidth=1.6)
+            axes.set_ylabel(panel.label, rotation=0, ha="right", va="center")
+            axes.set_yticks([0, len(image) - 1])
+            axes.tick_params(labelsize=7)
+            axes.spines["left"].set_visible(True)
+        axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return _svg(figure, name)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue(), name)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.tracker import FILE, parse_lines
+from cluster.tracker import FILE, alarms, parse_lines
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 POLL_EVERY = 0.5  # seconds between looks at metrics.jsonl
-_TAIL_BYTES = 65536
+_TAIL_BYTES = 2**18  # a line of a model with many experts has tens of kilobytes
 
 
 def clock(seconds: float) -> str:
@@ -60,6 +60,11 @@ class Counter:
         """What was done before now, by an earlier attempt."""
         self.done = self._first = done
 
+    def say(self, text: str) -> None:
+        """Put a line of its own above the progress."""
+        with self._lock:
+            print(f"\r{text}\033[K" if self._live else text, flush=True)
+
     def line(self) -> str:
         """'base  120/400  30%  loss 4.21  5,900 tok/s  ETA 2:10'."""
         share = self.done / self.total if self.total else 1.0
@@ -94,35 +99,39 @@ def counter(label: str, total: int) -> Counter:
 def follow(folder: str | Path, label: str, total: int, show: Sequence[str] = ("loss",)) -> Iterator[None]:
     """Progress of a stage that runs elsewhere, read from the metrics.jsonl that it appends to.
 
-    `show` names the metrics beside the step; `tokens_per_second` reads as '5,900 tok/s'.
+    `show` names the metrics beside the step; `tokens_per_second` reads as '5,900 tok/s'. Alarms are told, each once.
     """
     path, ended = Path(folder) / FILE, threading.Event()
+    told: set[tuple[int, str]] = set()
 
-    def newest() -> dict[str, Any]:
+    def newest() -> list[dict[str, Any]]:
         # The tail is read anew each time, for a stage that continues replaces the file.
         if not path.exists():
-            return {}
+            return []
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
             content = file.read()
         if size > _TAIL_BYTES:
             content = content[content.find(b"\n") + 1 :]
-        found: dict[str, Any] = {}
-        for line in parse_lines(content):
-            found |= line
-        return found
+        return parse_lines(content)
 
     def look(bar: Counter) -> None:
-        if line := newest():
-            bar.update(int(line["step"]), **{name: line[name] for name in show if name in line})
+        lines = newest()
+        for alarm in alarms(lines):
+            if alarm not in told:
+                told.add(alarm)
+                bar.say(f"{label}: alarm at step {alarm[0]}: {alarm[1]}")
+        if lines:
+            shown = {name: line[name] for line in lines for name in show if name in line}
+            bar.update(int(lines[-1]["step"]), **shown)
 
     def tail(bar: Counter) -> None:
         while not ended.wait(POLL_EVERY):
             look(bar)
 
     with counter(label, total) as bar:
-        bar.begin_at(int(newest().get("step", 0)))
+        bar.begin_at(int(lines[-1]["step"]) if (lines := newest()) else 0)
         thread = threading.Thread(target=tail, args=(bar,), daemon=True)
         thread.start()
         try:

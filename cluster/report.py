@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.run import JOBS, read_manifest
 from cluster.storage import write_file
-from cluster.tracker import read_metrics
+from cluster.tracker import alarms, read_metrics
 from conf.entry import job
 from conf.schema import Config, InputError
 
@@ -19,6 +19,8 @@ Rows = Sequence[Mapping[str, Any]]  # the lines of a metrics.jsonl
 
 PAGE = Path(__file__).with_name("report.html")  # the frame: style and placeholders
 _LOAD = re.compile(r"moe/(\d+)/load/(\d+)")
+_ALARM = re.compile(r"moe/(\d+)/alarm/\w+")
+_TRAINED = ("base", "chat", "reward")
 _LOSS = re.compile(r"(?:.*/)?loss")
 # title: names of the metrics that one plot of the reinforcement learning shows, as patterns
 _RL_PLOTS = {
@@ -52,13 +54,11 @@ def page(run: str, folder: Path, stages: Sequence[str]) -> str:
         "Stages": _stages(manifests),
         "Before and after reinforcement learning": _before_after(manifests),
         "The same prompts after each stage": _samples(samples) if "rl" in stages and samples.exists() else "",
-        "Losses": _curves(rows, ("base", "chat", "reward"), _LOSS.fullmatch, "loss"),
+        "Losses": _curves(rows, _TRAINED, _LOSS.fullmatch, "loss"),
         "Pairs ranked right": _curves(rows, ("reward",), re.compile(r"(?:.*/)?accuracy").fullmatch, "accuracy"),
         "Reinforcement learning": _rl(rows.get("rl", [])),
-        "Share of tokens per expert": _loads(rows),
-        "Learning rate": _curves(
-            rows, ("base", "chat", "reward"), re.compile(r"(?:.*/)?lr").fullmatch, "learning rate"
-        ),
+        "Share of tokens per expert": _alarms(rows) + _loads(rows),
+        "Learning rate": _curves(rows, _TRAINED, re.compile(r"(?:.*/)?lr").fullmatch, "learning rate"),
     }
     shown = {title: body for title, body in sections.items() if body}
     anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in shown}
@@ -170,14 +170,26 @@ def _grid(figures: Sequence[str]) -> str:
     return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
+def _alarms(rows: Mapping[str, Rows]) -> str:
+    """What the router's doctor said."""
+    found = [(stage, step, text) for stage in _TRAINED for step, text in alarms(rows.get(stage, []))]
+    items = "".join(f"<li><b>{stage}, step {step:,}</b> {escape(text)}</li>" for stage, step, text in found)
+    return f'<ul class="alarms">{items}</ul>' if items else ""
+
+
 def _loads(rows: Mapping[str, Rows]) -> str:
-    """A heat map a stage, layers down and experts across, of the last step that measured them."""
+    """For each stage the loads over the steps, and those of the last step that measured them in numbers."""
     figures = []
-    for stage in ("base", "chat"):
+    for stage in _TRAINED:
         table, step = load_table(rows.get(stage, []))
         if not table:
             continue
         experts = len(table[0])
+        figures.append(
+            f"<figure><figcaption><b>{stage}</b><span>over the steps; experts downwards; blank is no token, "
+            f"half the colour an even share; a line marks an alarm</span></figcaption>"
+            f"{_load_map(rows[stage], len(table), experts, stage)}</figure>"
+        )
         head = "".join(f"<th>{expert}</th>" for expert in range(experts))
         body = "".join(
             f"<tr><th>{layer}</th>{''.join(_cell(share, experts) for share in shares)}</tr>"
@@ -189,6 +201,21 @@ def _loads(rows: Mapping[str, Rows]) -> str:
             f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
         )
     return _grid(figures)
+
+
+def _load_map(rows: Rows, layers: int, experts: int, stage: str) -> str:
+    import numpy as np
+
+    from cluster.plots import Panel, heat_map
+
+    measured = [row for row in rows if f"moe/{layers - 1}/load/{experts - 1}" in row]
+    told = [(int(m[1]), row["step"]) for row in rows for name in row if (m := _ALARM.fullmatch(name))]
+    panels = []
+    for layer in range(layers):
+        shares = np.array([[row[f"moe/{layer}/load/{expert}"] for row in measured] for expert in range(experts)])
+        marks = [step for where, step in told if where == layer]
+        panels.append(Panel(f"layer {layer}", shares * experts / 2, marks))
+    return heat_map(panels, [row["step"] for row in measured], name=f"{stage}: load of the experts over the steps")
 
 
 def load_table(rows: Rows) -> tuple[list[list[float]], int]:

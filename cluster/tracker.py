@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ from conf.schema import Tracker as Settings
 from conf.schema import TrackerKind
 
 FILE = "metrics.jsonl"
+_ALARM = re.compile(r"moe/\d+/alarm/\w+")
 
 
 def to_json(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +39,11 @@ def parse_lines(content: bytes) -> list[dict[str, Any]]:
     return [from_json(json.loads(line)) for line in whole.splitlines() if line]
 
 
+def alarms(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """(step, text) of every alarm in the lines of a metrics.jsonl, in order."""
+    return [(line["step"], text) for line in lines for name, text in line.items() if _ALARM.fullmatch(name)]
+
+
 class Tracker:
     """`with Tracker(folder, cfg.tracker, run=cfg.run.name, stage="base", step=120) as tracker: tracker.log(...)`.
 
@@ -55,9 +62,9 @@ class Tracker:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
         self._wandb = _wandb(folder, cfg, run, stage) if cfg.kind is TrackerKind.wandb else None
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append one line: the step, the time in seconds since 1970, and `values`."""
-        line = {"step": step, "time": round(time.time(), 3), **{name: _number(value) for name, value in values.items()}}
+    def log(self, values: Mapping[str, float | str], step: int) -> None:
+        """Append one line: the step, the time in seconds since 1970, and `values`; an alarm is a text."""
+        line = {"step": step, "time": round(time.time(), 3), **{name: _plain(value) for name, value in values.items()}}
         self._file.write(json.dumps(to_json(line), ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         if self._wandb is not None:
@@ -75,8 +82,8 @@ class Tracker:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
-def _number(value: Any) -> float | int:
-    if isinstance(value, bool | int | float):
+def _plain(value: Any) -> float | int | str:
+    if isinstance(value, bool | int | float | str):
         return value
     return float(value)  # a 0-dimensional tensor or array
 

@@ -83,6 +83,111 @@ class Model:
                 raise InputError(f"model.{name}={getattr(self, name)} must not be negative")
 
 
+class Precision(Enum):
+    auto = "auto"  # the fastest on this machine, measured once; a run keeps what it began with
+    fp32 = "fp32"
+    bf16 = "bf16"  # matrix products; weights, router, norms, losses and the optimizer stay in fp32
+    fp16 = "fp16"  # as bf16
+
+
+class ExpertsBackend(Enum):
+    auto = "auto"  # megablocks on CUDA where it is installed, else torch
+    torch = "torch"
+    megablocks = "megablocks"
+
+
+@dataclass(kw_only=True)
+class Compute:
+    """How the supervised stages compute; what they learn is the same to rounding."""
+
+    precision: Precision = Precision.fp32
+    experts: ExpertsBackend = ExpertsBackend.auto
+    checkpointing: bool = False  # forget a block's activations and compute them again in the backward pass
+
+
+@dataclass(kw_only=True)
+class Parent:
+    """A checkpoint that pretraining continues, instead of `model` and random weights. A dense one is upcycled."""
+
+    model: str = ""  # a Hugging Face folder or a .gguf file; empty: from scratch
+    experts: int = 8  # an upcycled parent's MLP becomes so many experts
+    top_k: int = 2
+    granularity: int = 1  # each copy of the MLP is cut into so many finer experts (He et al. 2024)
+    noise: float = 0.0  # added to the copies, in units of each matrix's standard deviation
+
+    def __post_init__(self) -> None:
+        _positive("parent", self, "experts", "top_k", "granularity")
+        if self.noise < 0:
+            raise InputError(f"parent.noise={self.noise} must not be negative")
+        for name in ("experts", "top_k"):
+            if getattr(self, name) % self.granularity:
+                fix = ceil(getattr(self, name) / self.granularity) * self.granularity
+                raise InputError(
+                    f"parent.{name}={getattr(self, name)} must divide by parent.granularity={self.granularity}; "
+                    f"try parent.{name}={fix}"
+                )
+        if self.top_k > self.experts:
+            raise InputError(f"parent.top_k={self.top_k} must be at most parent.experts={self.experts}")
+
+
+class Form(Enum):
+    hugging_face = "hugging_face"
+    gguf = "gguf"
+
+
+@dataclass(kw_only=True)
+class Convert:
+    """`moe.convert`: any checkpoint in, an ordinary Hugging Face folder or a GGUF file out, with a certificate."""
+
+    source: str = ""  # a Hugging Face folder or a .gguf file
+    target: str = ""  # the folder to write; must not exist
+    forms: list[Form] = field(default_factory=lambda: [Form.hugging_face])
+    upcycle: bool = False  # turn a dense source into a mixture of experts as `parent` says; required for a dense one
+
+
+class LoraTarget(Enum):
+    attention = "attention"
+    experts = "experts"
+
+
+@dataclass(kw_only=True)
+class Adapt:
+    """Train less than everything, in the supervised stages that begin with trained weights (`base` does when it has a
+    parent). What is trained is merged into the weights when a stage ends."""
+
+    lora_rank: int = 0  # 0: no LoRA (Hu et al. 2021)
+    lora_alpha: float = 16.0
+    lora_targets: list[LoraTarget] = field(default_factory=lambda: [LoraTarget.attention, LoraTarget.experts])
+    freeze: list[str] = field(default_factory=list)  # globs over parameter names, such as model.layers.0.* or *.gate.*
+    only_new_rows: bool = False  # in `base`, train nothing but added vocabulary's rows of the embedding and the head
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise InputError(f"adapt.lora_rank={self.lora_rank} must not be negative")
+        _positive("adapt", self, "lora_alpha")
+        if self.lora_rank and not self.lora_targets:
+            raise InputError("adapt.lora_targets=[] leaves LoRA nothing to adapt; there are attention, experts")
+        if self.lora_rank and self.only_new_rows:
+            raise InputError(
+                f"adapt.only_new_rows=true trains no LoRA factors, and adapt.lora_rank={self.lora_rank} asks for them"
+            )
+
+
+@dataclass(kw_only=True)
+class Doctor:
+    """When the router of a layer counts as collapsed, and what is then done. It looks at the steps that are logged."""
+
+    max_load: float = 4.0  # busiest expert's load over the mean; less where top_k is so large that none can reach it
+    min_entropy: float = 0.3  # of the load: 1 when it is even, 0 when the same top_k experts take every token
+    min_balance: float = 0.95  # of the balance loss, whose floor is 1 as long as the router does not cheat
+    window: int = 20  # steps in a row that must be ill before the alarm
+    stop: bool = False  # end the stage at an alarm, instead of only logging it
+
+    def __post_init__(self) -> None:
+        _positive("doctor", self, "max_load", "window")
+        _share("doctor", self, "min_entropy", "min_balance")
+
+
 @dataclass(kw_only=True)
 class Corpus:
     """Raw text to clean documents: read, normalise, drop exact duplicates, split by hash."""
@@ -111,12 +216,16 @@ class Corpus:
 class Tokenizer:
     """Byte-fallback BPE, trained on the training split, or an existing tokenizer folder."""
 
-    path: str = ""  # an existing tokenizer folder; empty: train one
+    path: str = ""  # an existing tokenizer folder; empty: train one, or take that of parent.model
+    extend: int = 0  # add so many of the corpus's most frequent characters that the existing tokenizer has no piece for
+    merge: str = ""  # a second tokenizer folder, whose pieces are added
     vocab_size: int = 4608  # pieces, special tokens and the 256 bytes included
     isolate_han: bool = True  # every Han character is a piece of its own; merges join other scripts only
     min_frequency: int = 2
 
     def __post_init__(self) -> None:
+        if self.extend < 0:
+            raise InputError(f"tokenizer.extend={self.extend} must not be negative")
         if self.vocab_size < 300:
             raise InputError(
                 f"tokenizer.vocab_size={self.vocab_size} must be at least 300: "
@@ -357,6 +466,18 @@ class Evaluate:
 
 
 @dataclass(kw_only=True)
+class Prune:
+    """`trainers.prune`: a model without the least used experts of each layer, and what that costs."""
+
+    model: str = ""  # a model folder; empty: the newest of rl, chat, base in the run
+    target: str = ""  # the folder to write; must not exist
+    keep: int = 4  # experts of each layer
+
+    def __post_init__(self) -> None:
+        _positive("prune", self, "keep")
+
+
+@dataclass(kw_only=True)
 class Serve:
     model: str = ""  # a model folder; empty: the newest of rl, chat in the run
     host: str = "127.0.0.1"
@@ -365,6 +486,7 @@ class Serve:
     max_new_tokens: int = 256  # an answer's default bound
     queue: int = 64  # waiting requests; more are refused with 503
     max_body_bytes: int = 2**20
+    int8: bool = False  # weights in int8: a quarter of the memory
 
     def __post_init__(self) -> None:
         _positive("serve", self, "slots", "max_new_tokens", "queue", "max_body_bytes")
@@ -378,6 +500,9 @@ class Cluster:
     threads: int = 0  # torch threads of one training worker; 0: the machine's cores / workers
     cpus_per_worker: float = 0.5  # logical CPUs that a worker or actor asks Ray for
     gpus_per_worker: float = 0.0
+    shard: bool = False  # split weights, gradients and optimizer over the workers (FSDP2)
+    expert_parallel: int = 1  # workers over which the experts of a layer are spread
+    gpus: int = 0  # for moe.plan: all GPUs of the cluster; 0: workers x gpus_per_worker
     object_store_mb: int = 512
     worker_logs: bool = False  # print the logs of remote workers
     temp_dir: str = ""  # Ray's session folder; empty: Ray's default
@@ -386,6 +511,37 @@ class Cluster:
         _positive("cluster", self, "workers", "cpus_per_worker", "object_store_mb")
         if self.threads < 0:
             raise InputError(f"cluster.threads={self.threads} must not be negative")
+        _positive("cluster", self, "expert_parallel")
+        if self.workers % self.expert_parallel:
+            raise InputError(
+                f"cluster.workers={self.workers} must divide by cluster.expert_parallel={self.expert_parallel}; "
+                f"try cluster.workers={ceil(self.workers / self.expert_parallel) * self.expert_parallel}"
+            )
+
+
+@dataclass(kw_only=True)
+class Gpu:
+    """One accelerator, for `moe.plan`."""
+
+    memory: str = "80GB"  # GB and MB are powers of ten, GiB and MiB of two
+    tflops: float = 989.0  # dense bf16 matrix products, in 10^12 operations a second (H100 SXM)
+    bandwidth: float = 3.35  # of its memory, in 10^12 bytes a second
+    mfu: float = 0.35  # share of tflops that a training step is taken to reach
+
+    def __post_init__(self) -> None:
+        _positive("gpu", self, "tflops", "bandwidth", "mfu")
+        _share("gpu", self, "mfu")
+        if self.bytes <= 0:
+            raise InputError(f"gpu.memory={self.memory!r} must be greater than 0")
+
+    @property
+    def bytes(self) -> float:
+        units = {"MB": 1e6, "GB": 1e9, "MiB": 2**20, "GiB": 2**30}
+        number = self.memory.rstrip("GMiB")
+        try:
+            return float(number) * units[self.memory[len(number) :].strip()]
+        except (KeyError, ValueError):
+            raise InputError(f"gpu.memory={self.memory!r} must be a size such as 80GB or 24GiB") from None
 
 
 class TrackerKind(Enum):
@@ -420,6 +576,12 @@ class Pipeline:
 class Config:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
+    compute: Compute = field(default_factory=Compute)
+    parent: Parent = field(default_factory=Parent)
+    convert: Convert = field(default_factory=Convert)
+    adapt: Adapt = field(default_factory=Adapt)
+    doctor: Doctor = field(default_factory=Doctor)
+    gpu: Gpu = field(default_factory=Gpu)
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     tokens: Tokens = field(default_factory=Tokens)
@@ -431,12 +593,15 @@ class Config:
     reward: Reward = field(default_factory=Reward)
     ppo: Ppo = field(default_factory=Ppo)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    prune: Prune = field(default_factory=Prune)
     serve: Serve = field(default_factory=Serve)
     cluster: Cluster = field(default_factory=Cluster)
     tracker: Tracker = field(default_factory=Tracker)
     pipeline: Pipeline = field(default_factory=Pipeline)
 
     def __post_init__(self) -> None:
+        if self.parent.model:  # whose own context counts, and is known once its files are read
+            return
         for section, length in (("tokens", self.tokens), ("sft", self.sft)):
             if length.row_length > self.model.context:
                 raise InputError(

@@ -1,4 +1,7 @@
-"""Our model config to a Hugging Face config.json and back. `qk_norm` chooses Qwen3-MoE, else Mixtral."""
+"""Our model config to a Hugging Face config.json and back. `qk_norm` chooses Qwen3-MoE, else Mixtral.
+
+Qwen3-MoE is what upcycled Qwen3 is, and Mixtral what upcycled LLaMA and Mistral are.
+"""
 
 from typing import Any
 
@@ -6,6 +9,13 @@ from conf.schema import InputError, Model
 
 LANGUAGE, SCALAR = "language", "scalar"  # the two heads
 
+MIXTURES = ("qwen3_moe", "mixtral")
+DENSE = ("qwen3", "llama", "mistral")  # become mixtures by upcycling
+_OTHERS = {  # near relatives that a user may try, and what stands between
+    "olmoe": "its q/k norm runs over all heads together and ours over each head, so no exact map exists",
+    "qwen2_moe": "it has a shared expert and attention biases",
+    "qwen2": "its attention has biases",
+}
 _ARCHITECTURES = {
     ("qwen3_moe", LANGUAGE): "Qwen3MoeForCausalLM",
     ("qwen3_moe", SCALAR): "Qwen3MoeForSequenceClassification",
@@ -58,34 +68,67 @@ def to_hugging_face(cfg: Model, vocab_size: int, head: str = LANGUAGE) -> dict[s
 
 
 def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, str]:
-    """(model config, vocabulary size, head) of a config.json that `where` names. Raises InputError for other kinds."""
-    kind = config.get("model_type")
-    if kind not in {"qwen3_moe", "mixtral"}:
-        raise InputError(f"{where}: model_type={kind!r} is not supported; there are: qwen3_moe, mixtral")
-    if kind == "qwen3_moe" and not config.get("norm_topk_prob", False):
-        raise InputError(f"{where}: norm_topk_prob=false is not supported: our router renormalises its weights")
-    if kind == "qwen3_moe" and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
-        raise InputError(f"{where}: dense layers are not supported; every layer must be MoE")
-    architecture = (config.get("architectures") or [""])[0]
+    """(model config, vocabulary size, head) of a config.json that `where` names; a dense model is a mixture of one
+    expert. Raises InputError for a model that our decoder does not compute exactly."""
+    kind = str(config.get("model_type"))
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if why := _obstacle(config, kind, rope):
+        raise InputError(f"{where}: {why}")
     heads = config["num_attention_heads"]
     theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
-    mixtral = kind == "mixtral"
+    mixture: dict[str, Any] = {"experts": 1, "top_k": 1, "expert_size": config["intermediate_size"]}
+    if kind in MIXTURES:
+        mixtral = kind == "mixtral"
+        mixture = {
+            "experts": config["num_local_experts" if mixtral or "num_experts" not in config else "num_experts"],
+            "top_k": config["num_experts_per_tok"],
+            "expert_size": config["intermediate_size"] if mixtral else config["moe_intermediate_size"],
+            "balance_coef": config.get("router_aux_loss_coef", 0.01),
+            "z_coef": config.get("router_z_loss_coef", 0.0),
+        }
     cfg = Model(
         hidden_size=config["hidden_size"],
         layers=config["num_hidden_layers"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        experts=config["num_local_experts" if mixtral or "num_experts" not in config else "num_experts"],
-        top_k=config["num_experts_per_tok"],
-        expert_size=config["intermediate_size"] if mixtral else config["moe_intermediate_size"],
         context=config["max_position_embeddings"],
         rope_theta=float(theta),
         norm_eps=config["rms_norm_eps"],
-        qk_norm=not mixtral,
+        qk_norm=kind.startswith("qwen3"),
         init_std=config.get("initializer_range", 0.02),
-        balance_coef=config.get("router_aux_loss_coef", 0.01),
-        z_coef=config.get("router_z_loss_coef", 0.0),
+        **mixture,
     )
+    architecture = (config.get("architectures") or [""])[0]
     head = SCALAR if architecture.endswith("SequenceClassification") else LANGUAGE
     return cfg, config["vocab_size"], head
+
+
+def _obstacle(config: dict[str, Any], kind: str, rope: dict[str, Any]) -> str | None:
+    """Why our decoder would not give the logits of this model, if so."""
+    if kind in _OTHERS:
+        return f"model_type={kind!r} is not supported: {_OTHERS[kind]}"
+    if kind not in (*DENSE, *MIXTURES):
+        return f"model_type={kind!r} is not supported; there are: {', '.join((*MIXTURES, *DENSE))}"
+    if kind == "qwen3_moe" and not config.get("norm_topk_prob", False):
+        return "norm_topk_prob=false is not supported: our router renormalises its weights"
+    if kind == "qwen3_moe" and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
+        return "dense layers are not supported; every layer must be MoE"
+    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        return f"hidden_act={activation!r} is not supported; only silu is"
+    for name in ("attention_bias", "mlp_bias"):
+        if config.get(name):
+            return f"{name}=true is not supported: our projections have no bias"
+    if (scaling := rope.get("rope_type") or rope.get("type") or "default") != "default":
+        return f"rope scaling {scaling!r} is not supported; only unscaled rotary embedding is"
+    if (config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0) != 1.0:
+        return "partial_rotary_factor is not supported: our heads turn whole"
+    window, context = config.get("sliding_window"), config["max_position_embeddings"]
+    if window and config.get("use_sliding_window", kind in ("mistral", "mixtral")) and window < context:
+        return (
+            f"sliding_window={window} is not supported below max_position_embeddings={context}; "
+            "lower that to the window, within which both agree"
+        )
+    if config.get("quantization_config"):
+        return "quantized weights are not supported; take the checkpoint in fp32, bf16 or fp16, or a .gguf file"
+    return None

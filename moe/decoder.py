@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from conf.schema import Model
+from conf.schema import Compute, Model
+from moe.attention import Documents, attention
 from moe.config import LANGUAGE, SCALAR
-from moe.experts import torch_experts
+from moe.experts import Backend, backend, torch_experts
+from moe.gemm import linear
+from moe.norm import Rope, norm_turn, rms_norm
 from moe.router import Routes, route
 
 
@@ -28,14 +31,14 @@ class Layout:
     slots: Tensor  # [N] flat position in attention's own [rows*width] grid
     rows: int
     width: int
-    mask: Tensor | None  # [rows, 1, width, width] True where a query may look; None: causal is enough
+    documents: Documents | None  # where rows hold several; None: causal is enough
 
 
 def layout(segments: Tensor) -> Layout:
     """Segment numbers [B, T] (0 is padding) to a layout in which no token sees another segment.
 
-    Attention runs on one grid row per segment when that grid is small, so packed short documents cost no T x T mask;
-    else on the rows as they are, with a mask.
+    Attention runs on one grid row per segment when that grid is small, so packed short documents cost no T x T pass;
+    else on the rows as they are, which then know where their documents start.
     """
     batch, length = segments.shape
     flat = segments.flatten()
@@ -51,74 +54,71 @@ def layout(segments: Tensor) -> Layout:
     longest = int(positions.max()) + 1 if index.numel() else 0
     if count * longest * longest <= batch * length * length:
         return Layout(index, positions, segment * longest + positions, count, longest, None)
-    same = segments.unsqueeze(2) == segments.unsqueeze(1)
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    return Layout(index, positions, index, batch, length, (same & causal).unsqueeze(1))
-
-
-class Rope(NamedTuple):
-    cos: Tensor  # [N, 1, D]
-    sin: Tensor  # [N, 1, D]
+    at = torch.arange(length, device=segments.device).expand_as(segments)
+    documents = Documents(torch.where(segments != before, at, 0).cummax(1).values)
+    return Layout(index, positions, index, batch, length, documents)
 
 
 def rotary(cfg: Model, positions: Tensor) -> Rope:
-    """Rotary angles of positions [N] (Su et al. 2021, in the rotate-half layout of Hugging Face)."""
+    """Rotary angles of positions [N]."""
     powers = torch.arange(0, cfg.head_dim, 2, device=positions.device, dtype=torch.float32) / cfg.head_dim
-    angles = positions.float().unsqueeze(1) * cfg.rope_theta**-powers
-    angles = torch.cat((angles, angles), dim=1).unsqueeze(1)
+    angles = (positions.float().unsqueeze(1) * cfg.rope_theta**-powers).unsqueeze(1)
     return Rope(angles.cos(), angles.sin())
-
-
-def turn(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate the heads x [N, heads, D]."""
-    a, b = x.chunk(2, dim=-1)
-    return x * rope.cos + torch.cat((-b, a), dim=-1) * rope.sin
 
 
 class Attention(nn.Module):
     def __init__(self, cfg: Model) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = cfg.heads, cfg.kv_heads, cfg.head_dim
+        self.heads, self.kv_heads, self.head_dim, self.eps = cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.norm_eps
         self.q_proj = nn.Linear(cfg.hidden_size, cfg.heads * cfg.head_dim, bias=False)
         self.k_proj = nn.Linear(cfg.hidden_size, cfg.kv_heads * cfg.head_dim, bias=False)
         self.v_proj = nn.Linear(cfg.hidden_size, cfg.kv_heads * cfg.head_dim, bias=False)
         self.o_proj = nn.Linear(cfg.heads * cfg.head_dim, cfg.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(cfg.head_dim, eps=cfg.norm_eps) if cfg.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(cfg.head_dim, eps=cfg.norm_eps) if cfg.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(cfg.head_dim, eps=cfg.norm_eps) if cfg.qk_norm else None
+        self.k_norm = nn.RMSNorm(cfg.head_dim, eps=cfg.norm_eps) if cfg.qk_norm else None
 
-    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, H] -> q [N, heads, D], k and v [N, kv_heads, D], positions applied."""
-        n = x.shape[0]
-        q = turn(self.q_norm(self.q_proj(x).view(n, self.heads, self.head_dim)), rope)
-        k = turn(self.k_norm(self.k_proj(x).view(n, self.kv_heads, self.head_dim)), rope)
-        return q, k, self.v_proj(x).view(n, self.kv_heads, self.head_dim)
+    def project(self, x: Tensor, rope: Rope) -> Tensor:
+        """x [N, H] -> queries, keys (normalised, positions applied) and values [N, heads + 2 kv_heads, D]."""
+        heads = self.heads + 2 * self.kv_heads
+        joined = linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        joined = joined.view(x.shape[0], heads, self.head_dim)
+        gains = None
+        if self.q_norm is not None and self.k_norm is not None:
+            of_heads = self.q_norm.weight.expand(self.heads, -1), self.k_norm.weight.expand(self.kv_heads, -1)
+            gains = torch.cat(of_heads)
+        return norm_turn(joined, self.heads + self.kv_heads, rope, gains, self.eps)
+
+    def split(self, joined: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `project` joined: queries, keys, values."""
+        q, k, v = joined.split((self.heads, self.kv_heads, self.kv_heads), dim=dim)
+        return q, k, v
 
     def forward(self, x: Tensor, rope: Rope, grid: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, H] -> (y [N, H], k, v [N, kv_heads, D] for a cache)."""
-        q, k, v = self.project(x, rope)
-
-        def spread(t: Tensor) -> Tensor:  # [N, heads, D] -> [rows, heads, width, D]
-            cells = t.new_zeros(grid.rows * grid.width, *t.shape[1:]).index_copy(0, grid.slots, t)
-            return cells.view(grid.rows, grid.width, *t.shape[1:]).transpose(1, 2)
-
-        out = F.scaled_dot_product_attention(
-            spread(q), spread(k), spread(v), attn_mask=grid.mask, is_causal=grid.mask is None, enable_gqa=True
-        )
-        cells = out.transpose(1, 2).reshape(grid.rows * grid.width, self.heads * self.head_dim)
-        return self.o_proj(cells[grid.slots]), k, v
+        joined = self.project(x, rope)
+        cells, size = joined, grid.rows * grid.width
+        if size != x.shape[0]:
+            cells = joined.new_zeros(size, *joined.shape[1:]).index_copy(0, grid.slots, joined)
+        cells = cells.view(grid.rows, grid.width, *joined.shape[1:])
+        mixed = attention(cells, self.heads, self.kv_heads, grid.documents)
+        mixed = mixed.reshape(size, self.heads * self.head_dim)
+        if size != x.shape[0]:
+            mixed = mixed[grid.slots]
+        _, keys, values = self.split(joined, 1)
+        return linear(mixed, self.o_proj.weight), keys, values
 
     def step(self, x: Tensor, rope: Rope, keys: Tensor, values: Tensor, at: Tensor, seen: Tensor) -> Tensor:
         """One new token per row against its cache: x [n, H], keys and values [n, kv_heads, width, D] (written in place
         at positions `at` [n]), seen [n, 1, 1, width] True where a position is filled -> y [n, H]."""
-        q, k, v = self.project(x, rope)
+        q, k, v = self.split(self.project(x, rope), 1)
         rows = torch.arange(x.shape[0], device=x.device)
         keys[rows, :, at] = k
         values[rows, :, at] = v
         n, group = x.shape[0], self.heads // self.kv_heads
-        grouped = q.view(n, self.kv_heads, group, self.head_dim)
+        grouped = q.reshape(n, self.kv_heads, group, self.head_dim)
         scores = torch.matmul(grouped, keys.transpose(2, 3)).mul_(self.head_dim**-0.5)
         weights = scores.masked_fill_(~seen, float("-inf")).softmax(-1)
-        return self.o_proj(torch.matmul(weights, values).reshape(n, -1))
+        return linear(torch.matmul(weights, values).reshape(n, -1), self.o_proj.weight)
 
 
 class Experts(nn.Module):
@@ -134,20 +134,42 @@ class SparseMlp(nn.Module):
         self.top_k = cfg.top_k
         self.gate = nn.Linear(cfg.hidden_size, cfg.experts, bias=False)
         self.experts = Experts(cfg)
+        self.backend: Backend = torch_experts
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routes]:
         routes = route(x, self.gate.weight, self.top_k)
         owned = self.experts
-        return torch_experts(x, routes.experts, routes.weights, owned.gate_up_proj, owned.down_proj), routes
+        return self.backend(x, routes.experts, routes.weights, owned.gate_up_proj, owned.down_proj), routes
+
+
+class Norm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Passed(NamedTuple):
+    """What a block hands on."""
+
+    x: Tensor  # [N, H]
+    routes: Routes
+    keys: Tensor  # [N, kv_heads, D]
+    values: Tensor  # [N, kv_heads, D]
 
 
 class Layer(nn.Module):
     def __init__(self, cfg: Model) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(cfg.hidden_size, eps=cfg.norm_eps)
+        self.input_layernorm = Norm(cfg.hidden_size, eps=cfg.norm_eps)
         self.self_attn = Attention(cfg)
-        self.post_attention_layernorm = nn.RMSNorm(cfg.hidden_size, eps=cfg.norm_eps)
+        self.post_attention_layernorm = Norm(cfg.hidden_size, eps=cfg.norm_eps)
         self.mlp = SparseMlp(cfg)
+
+    def forward(self, x: Tensor, rope: Rope, grid: Layout) -> Passed:
+        attended, keys, values = self.self_attn(self.input_layernorm(x), rope, grid)
+        x = x + attended
+        mixed, routes = self.mlp(self.post_attention_layernorm(x))
+        return Passed(x + mixed, routes, keys, values)
 
 
 @dataclass(frozen=True)
@@ -156,9 +178,12 @@ class Hidden:
 
     states: Tensor  # [N, H] after the final norm, one row per real token in row order
     grid: Layout
-    auxiliary: Tensor  # [] load-balancing and z losses with their coefficients, mean over the layers
+    auxiliary: Tensor  # [] load-balancing and z losses with their coefficients, mean over the layers (see Routes)
     load: Tensor  # [layers, E] share of assignments per expert, no gradient
-    cache: list[tuple[Tensor, Tensor]]  # per layer: keys and values [N, kv_heads, D]
+    balance: Tensor  # [layers] each layer's load-balancing loss, no gradient
+    z: Tensor  # [layers] its z-loss
+    entropy: Tensor  # [layers] of its router, in nats
+    cache: list[tuple[Tensor, Tensor]]  # per layer: keys and values [N, kv_heads, D]; empty under gradients
 
 
 class Trunk(nn.Module):
@@ -166,7 +191,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
-        self.norm = nn.RMSNorm(cfg.hidden_size, eps=cfg.norm_eps)
+        self.norm = Norm(cfg.hidden_size, eps=cfg.norm_eps)
 
     def blocks(self) -> list[Layer]:
         return [cast(Layer, layer) for layer in self.layers]
@@ -178,6 +203,7 @@ class Decoder(nn.Module):
     def __init__(self, cfg: Model, vocab_size: int, head: str = LANGUAGE) -> None:
         super().__init__()
         self.cfg, self.vocab_size, self.head = cfg, vocab_size, head
+        self.checkpointing = False
         self.model = Trunk(cfg, vocab_size)
         if head == LANGUAGE:
             self.lm_head = nn.Linear(cfg.hidden_size, vocab_size, bias=False)
@@ -185,31 +211,49 @@ class Decoder(nn.Module):
             assert head == SCALAR, head
             self.score = nn.Linear(cfg.hidden_size, 1, bias=False)
 
+    def compute_with(self, cfg: Compute) -> "Decoder":
+        """Choose how the experts are computed and what is kept for the backward pass; returns itself."""
+        self.checkpointing = cfg.checkpointing
+        for layer in self.model.blocks():
+            layer.mlp.backend = backend(cfg.experts, self.model.embed_tokens.weight.device)
+        return self
+
     def forward(self, tokens: Tensor, segments: Tensor) -> Hidden:
         """tokens, segments [B, T] int64; segment 0 is padding."""
         grid = layout(segments)
         x = self.model.embed_tokens(tokens.flatten()[grid.index])
         rope = rotary(self.cfg, grid.positions)
-        auxiliary = x.new_zeros(())
-        load, cache = [], []
+        routes: list[Routes] = []
+        cache = []
         for layer in self.model.blocks():
-            attended, keys, values = layer.self_attn(layer.input_layernorm(x), rope, grid)
-            x = x + attended
-            mixed, routes = layer.mlp(layer.post_attention_layernorm(x))
-            x = x + mixed
-            auxiliary = auxiliary + self.cfg.balance_coef * routes.balance + self.cfg.z_coef * routes.z
-            load.append(routes.load)
-            cache.append((keys, values))
-        states = self.model.norm(x)
-        return Hidden(states, grid, auxiliary / self.cfg.layers, torch.stack(load).detach(), cache)
+            if self.checkpointing and torch.is_grad_enabled():
+                passed = checkpoint(layer, x, rope, grid, use_reentrant=False)
+            else:
+                passed = layer(x, rope, grid)
+            x = passed.x
+            routes.append(passed.routes)
+            if not torch.is_grad_enabled():
+                cache.append((passed.keys, passed.values))
+        balance, z = torch.stack([r.balance for r in routes]), torch.stack([r.z for r in routes])
+        return Hidden(
+            states=self.model.norm(x),
+            grid=grid,
+            auxiliary=self.cfg.balance_coef * balance.mean() + self.cfg.z_coef * z.mean(),
+            load=torch.stack([r.load for r in routes]).detach(),
+            balance=balance.detach(),
+            z=z.detach(),
+            entropy=torch.stack([r.entropy for r in routes]),
+            cache=cache,
+        )
 
     def logits(self, states: Tensor) -> Tensor:
         """states [N, H] -> [N, V]."""
-        return self.lm_head(states)
+        return linear(states, self.lm_head.weight)
 
     def scores(self, states: Tensor) -> Tensor:
         """states [N, H] -> [N]."""
-        return self.score(states).squeeze(-1)
+        with torch.autocast(states.device.type, enabled=False):
+            return self.score(states.float()).squeeze(-1)
 
 
 def new_decoder(cfg: Model, vocab_size: int, *, head: str = LANGUAGE, seed: int = 0) -> Decoder:

@@ -40,7 +40,7 @@ def piece_bytes(tokenizer: Tokenizer) -> Tensor:
     """UTF-8 bytes that each token id stands for, [padded vocabulary]; specials stand for none."""
     sizes = torch.zeros(tokenizer.padded_size, dtype=torch.long)
     for token in range(tokenizer.size):
-        sizes[token] = 1 if token in tokenizer.byte_ids else len(tokenizer.decode([token]).encode())
+        sizes[token] = len(tokenizer.bytes_of(token))
     return sizes
 
 

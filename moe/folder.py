@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.schema import InputError, Model
-from moe.config import LANGUAGE, SCALAR, from_hugging_face, to_hugging_face
+from moe.config import DENSE, LANGUAGE, SCALAR, from_hugging_face, to_hugging_face
 from moe.decoder import Decoder, new_decoder
 
 # in-memory prefix under `mlp.`, then the three projections of an expert: gate, up, down
@@ -44,17 +44,15 @@ def to_disk(model: Decoder) -> dict[str, Tensor]:
 
 
 def from_disk(tensors: dict[str, Tensor], model: Decoder, where: str) -> None:
-    """Fill a model from tensors under their names on disk. Raises InputError naming the first tensor that is missing,
-    left over or of another shape."""
-    left = dict(tensors)
+    """Fill a model from tensors under their names on disk, which are taken out of the dict: memory holds the weights
+    once. Raises InputError naming the first tensor that is missing, left over or of another shape."""
 
     def take(name: str) -> Tensor:
-        if name not in left:
+        if name not in tensors:
             raise InputError(f"{where}: tensor {name} is missing")
-        return left.pop(name)
+        return tensors.pop(name)
 
     block, (gate, up, down) = _QWEN3 if model.cfg.qk_norm else _MIXTRAL
-    state: dict[str, Tensor] = {}
     for name, target in model.state_dict().items():
         prefix, _, part = name.rpartition(".mlp.")
         stem = f"{prefix}.{block}.experts"
@@ -72,10 +70,9 @@ def from_disk(tensors: dict[str, Tensor], model: Decoder, where: str) -> None:
             tensor = take(name)
         if tensor.shape != target.shape:
             raise InputError(f"{where}: tensor {name} has shape {list(tensor.shape)}, not {list(target.shape)}")
-        state[name] = tensor
-    if left:
-        raise InputError(f"{where}: tensor {next(iter(left))} is not part of this model")
-    model.load_state_dict(state)
+        target.copy_(tensor)
+    if tensors:
+        raise InputError(f"{where}: tensor {next(iter(tensors))} is not part of this model")
 
 
 def save(model: Decoder, folder: Path, *, stop: tuple[int, ...] = (), pad: int | None = None) -> None:
@@ -94,7 +91,7 @@ def load(folder: Path | str) -> Decoder:
     """The model of a folder, in evaluation mode and fp32. Raises InputError naming the file that cannot be used."""
     folder = Path(folder)
     model = Decoder(*_described(folder))
-    from_disk(_read_tensors(folder), model, str(folder))
+    from_disk(read_tensors(folder), model, str(folder))
     return model.eval()
 
 
@@ -113,15 +110,30 @@ def load_scalar(folder: Path | str, *, seed: int) -> Decoder:
     return scalar.eval()
 
 
-def _described(folder: Path) -> tuple[Model, int, str]:
-    """(config, vocabulary size, head) of a folder's config.json."""
-    config_file = folder / "config.json"
-    if not config_file.is_file():
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json."""
+    path = folder / "config.json"
+    if not path.is_file():
         raise InputError(f"{folder}: no model here (config.json is missing)")
-    return from_hugging_face(json.loads(config_file.read_text("utf-8")), str(config_file))
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _described(folder: Path) -> tuple[Model, int, str]:
+    """(config, vocabulary size, head) of a folder with a mixture of experts."""
+    config, where = read_config(folder), str(folder / "config.json")
+    if config.get("model_type") in DENSE:
+        raise InputError(
+            f"{where}: model_type={config['model_type']!r} is dense; make it a mixture of experts with "
+            f"python -m moe.convert convert.source={folder} convert.target=<folder> convert.upcycle=true"
+        )
+    return from_hugging_face(config, where)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder's safetensors files, in fp32."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
@@ -129,9 +141,14 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted(names):
         if Path(name).name != name or not (folder / name).is_file():
-            raise InputError(f"{folder / name}: weights are missing")
-        with safe_open(folder / name, framework="pt") as opened:
-            tensors |= {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            hint = f"; {pickled[0]} is pickled and never opened: save it as safetensors" if pickled else ""
+            raise InputError(f"{folder / name}: weights are missing{hint}")
+        try:
+            with safe_open(folder / name, framework="pt") as opened:
+                tensors |= {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{folder / name}: not a safetensors file: {error}") from None
     return tensors
 
 

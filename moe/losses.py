@@ -9,39 +9,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe import native
+from moe.gemm import pad_rows, product, product_dtype
+
+
+def _cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Write the gradient, softmax - onehot, over logits [c, V]; returns the sum of -log p(target), fp64.
+
+    Rows beyond the targets are padding.
+    """
+    if native.ready(logits):
+        return native.cross_entropy_(logits, targets).sum()
+    real, wanted = targets.shape[0], targets.unsqueeze(1)
+    logprobs = logits.log_softmax(-1)
+    loss = -logprobs[:real].gather(1, wanted).double().sum()
+    slope = torch.exp(logprobs, out=logits)  # softmax
+    slope[real:] = 0
+    slope[:real].scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
+    return loss
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy whose gradient is computed in the forward pass, so that [M, V] logits never exist at once."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        total = states.new_zeros((), dtype=torch.float64)
-        needs = states.requires_grad or head.requires_grad
-        d_states = torch.empty_like(states) if needs else None
-        d_head = torch.zeros_like(head) if needs else None
-        for start in range(0, states.shape[0], chunk):
-            part, wanted = states[start : start + chunk], targets[start : start + chunk, None]
-            logits = part @ head.t()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            total += (normaliser - logits.gather(1, wanted)).sum().double()
-            if d_states is not None and d_head is not None:
-                slope = logits.sub_(normaliser).exp_()  # softmax
-                slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
-                torch.mm(slope, head, out=d_states[start : start + chunk])
-                d_head.addmm_(slope.t(), part)
-        if needs:
-            ctx.save_for_backward(d_states, d_head)
-        return total.to(states.dtype)
+        total = torch.zeros((), dtype=torch.float64, device=states.device)
+        count = states.shape[0]
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        states = pad_rows(states)
+        d_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        d_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None
+        for start in range(0, count, chunk):
+            part = states[start : start + chunk]
+            logits = product(part, head.t()).to(wide)
+            total += _cross_entropy_(logits, targets[start : start + chunk])
+            slope = logits.to(states.dtype)
+            if d_states is not None:
+                product(slope, head, out=d_states[start : start + chunk])
+            if d_head is not None:
+                d_head += product(slope.t(), part)
+        ctx.save_for_backward(None if d_states is None else d_states[:count], d_head)
+        return total.to(wide)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_states, d_head = ctx.saved_tensors
-        return d_states * grads[0], d_head * grads[0], None, None
+        return *(None if d is None else d * grads[0] for d in (d_states, d_head)), None, None
 
 
-def cross_entropy_sum(states: Tensor, head: Tensor, targets: Tensor, *, chunk: int = 256) -> Tensor:
-    """Sum over the targets of -log p(target), in nats. states [M, H], head [V, H], targets [M] -> []."""
-    return _ChunkedCrossEntropy.apply(states, head, targets, chunk)
+def cross_entropy_sum(states: Tensor, head: Tensor, targets: Tensor, *, chunk: int = 512) -> Tensor:
+    """Sum over the targets of -log p(target), in nats, fp32. states [M, H], head [V, H], targets [M] -> [].
+
+    Obeys `torch.autocast` in its matrix products; the softmax is fp32.
+    """
+    dtype = product_dtype(states)
+    return _ChunkedCrossEntropy.apply(states.to(dtype), head.to(dtype), targets, chunk)
 
 
 def pairwise_sum(better: Tensor, worse: Tensor) -> Tensor:

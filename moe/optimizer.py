@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from conf.schema import Optim
 from conf.schema import Optimizer as Kind
+from moe.parallel import by_mesh, own, spread_as, whole
 
 
 def new_optimizer(model: nn.Module, cfg: Optim) -> torch.optim.Optimizer:
@@ -17,10 +18,11 @@ def new_optimizer(model: nn.Module, cfg: Optim) -> torch.optim.Optimizer:
     gains = [p for _, p in named if p.dim() <= 1]
     matrices = [p for name, p in named if p.dim() > 1 and _is_hidden_matrix(name)]
     others = [p for name, p in named if p.dim() > 1 and not _is_hidden_matrix(name)]
+    decaying = others if cfg.kind is Kind.muon else matrices + others
+    groups = [{"params": part, "weight_decay": cfg.weight_decay} for part in by_mesh(decaying)]
+    groups += [{"params": part, "weight_decay": 0.0} for part in by_mesh(gains)]
     if cfg.kind is Kind.muon:
-        groups = [{"params": others, "weight_decay": cfg.weight_decay}, {"params": gains, "weight_decay": 0.0}]
         return Muon(matrices, groups, cfg)
-    groups = [{"params": matrices + others, "weight_decay": cfg.weight_decay}, {"params": gains, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
 
 
@@ -56,13 +58,16 @@ class Muon(torch.optim.AdamW):
                 momentum = state.setdefault("momentum", torch.zeros_like(p))
                 momentum.lerp_(p.grad, 1 - self._cfg.muon_momentum)
                 ahead = p.grad.lerp(momentum, self._cfg.muon_momentum)  # Nesterov
+                ahead = own(ahead) if p.dim() > 2 else whole(ahead)  # a spread fused parameter keeps its matrices whole
                 by_shape[p.shape[-2], p.shape[-1]].append((p, ahead))
         for shape, members in by_shape.items():
             stacked = orthogonalise(torch.cat([ahead.reshape(-1, *shape) for _, ahead in members]))
             counts = [ahead.numel() // (shape[0] * shape[1]) for _, ahead in members]
             for (p, _), update in zip(members, stacked.split(counts), strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p), alpha=-group["lr"] * self._cfg.muon_rms * max(shape) ** 0.5)
+                mine = own(p)
+                update = update.view_as(mine) if p.dim() > 2 else own(spread_as(p, update[0]))
+                mine.mul_(1 - group["lr"] * group["weight_decay"])
+                mine.add_(update, alpha=-group["lr"] * self._cfg.muon_rms * max(shape) ** 0.5)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -102,17 +107,21 @@ def learning_rate(step: int, steps: int, cfg: Optim, *, scale: float = 1.0) -> f
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as {"<kind>.<parameter name>": tensor}, for safetensors."""
+    """The optimizer's state as {"<kind>.<parameter name>": tensor}, in the optimizer's own memory."""
     out = {}
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
-            out[f"{kind}.{name}"] = value.detach().clone()
+            out[f"{kind}.{name}"] = value.detach()
     return out
 
 
 def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `state_tensors` took."""
+    """Put back what `state_tensors` took, gathered."""
     for name, parameter in model.named_parameters():
         found = {key.partition(".")[0]: value for key, value in tensors.items() if key.partition(".")[2] == name}
         if found:
-            optimizer.state[parameter] = {kind: value.clone() for kind, value in found.items()}
+            own_copies = {kind: value.to(parameter.device, copy=True) for kind, value in found.items()}
+            optimizer.state[parameter] = {
+                kind: spread_as(parameter, value) if value.shape == parameter.shape else value
+                for kind, value in own_copies.items()
+            }

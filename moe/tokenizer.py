@@ -1,14 +1,16 @@
-"""Text to token ids and back: byte-pair encoding over characters, with bytes for whatever has no piece.
+"""Text to token ids and back: byte-pair encoding, trained here over characters or taken from another family.
 
 Every string survives the round trip exactly, and no string ever encodes to a special token: those are put into a
-sequence by id alone (see `moe.chat`).
+sequence by id alone (see `moe.chat`). What is done to a tokenizer that came from elsewhere: `moe.families`.
 """
 
+import codecs
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import tokenizers
@@ -17,10 +19,21 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from conf.schema import InputError
 from conf.schema import Tokenizer as Settings
 from moe.chat import ROLES, TEMPLATE
+from moe.families import (
+    BYTES,
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    LETTERS,
+    Description,
+    adopt,
+    document_end,
+    is_bytes,
+    serialise,
+)
 
-PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+PAD = "<|pad|>"
 SPECIALS = (PAD, END_OF_TEXT, IM_START, IM_END)  # their ids, in this order, are the first of a trained vocabulary
-BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # Always pieces: users write ASCII and these marks even where the corpus has none.
 ALWAYS = ("\n", "\t", *map(chr, range(0x20, 0x7F)), *"，。！？；：、·《》（）“”‘’—…\u3000")
 COVERAGE = 0.9995  # share of the text's characters that get a piece before merges compete for what is left
@@ -32,10 +45,12 @@ _WORDS = r"[\r\n]| ?[^\s\p{{P}}\p{{S}}\p{{N}}{han}]+|\p{{N}}|[^\s]|[^\S\r\n]+(?!
 
 
 class Tokenizer:
-    """A trained vocabulary. `encode` gives ordinary pieces only; the specials are the ids `pad`, `eos`, ...
+    """A vocabulary with its merges. `encode` gives ordinary pieces only; the specials are the ids `pad`, `eos`, ...
 
-    `size` counts the pieces; `padded_size`, the next multiple of 128, is what a model allots (fast matrix shapes on
-    every device). `eos` is `<|endoftext|>`, the mark between documents; an answer in a chat ends with `im_end`.
+    `eos` is the mark between documents, `<|endoftext|>` or what its family has for it; an answer in a chat ends with
+    `im_end`. Where there is no `<|pad|>`, `eos` pads: `im_end`, which some models pad with, is a target.
+    `size` counts the ids; `padded_size`, the next multiple of 128, is what a new model allots (fast matrix shapes on
+    every device). One that came with its tokenizer may have more rows than that, or too few: `moe.vocabulary.grow`.
     """
 
     def __init__(self, serialised: bytes, where: str = FILE) -> None:
@@ -43,15 +58,22 @@ class Tokenizer:
             self._backend = tokenizers.Tokenizer.from_str(serialised.decode())
         except Exception as error:  # the library raises bare Exception; whatever it says, the file is at fault
             raise InputError(f"{where}: not a tokenizer: {' '.join(str(error).split())}") from None
-        ids: list[int | None] = [self._backend.token_to_id(name) for name in SPECIALS]
-        missing = [name for name, index in zip(SPECIALS, ids, strict=True) if index is None]
-        if missing:
-            raise InputError(f"{where}: has no {' '.join(missing)}; a chat tokenizer needs {' '.join(SPECIALS)}")
+        source = json.loads(serialised)
+        if (whole := adopt(source, where)) != source:
+            serialised = serialise(whole)
+            self._backend = tokenizers.Tokenizer.from_str(serialised.decode())
         self._backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is ten characters, not a token
         self._serialised = serialised
-        self.size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._spelled = LETTERS if is_bytes(whole) else BYTES  # how this family writes the 256 bytes
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self.size = max(ids.values()) + 1
         self.padded_size = -(-self.size // 128) * 128
-        self.pad, self.eos, self.im_start, self.im_end = (index for index in ids if index is not None)
+        self.eos, self.im_start, self.im_end = ids[document_end(ids)], ids[IM_START], ids[IM_END]
+        self.pad = ids.get(PAD, self.eos)
+        self.specials = {token["id"]: str(token["content"]) for token in whole["added_tokens"] if token["special"]}
+        for name, encoded in zip(self.specials.values(), self.encode_batch([*self.specials.values()]), strict=True):
+            if not self.specials.keys().isdisjoint(encoded):
+                raise InputError(f"{where}: the text {name!r} encodes to a special token; rename that token")
 
     @classmethod
     def train(cls, texts: Iterable[str], cfg: Settings) -> "Tokenizer":
@@ -79,7 +101,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        path = Path(folder) / FILE
+        """The tokenizer of a folder or of a .gguf file, which may be of another family."""
+        if (path := Path(folder)).suffix == ".gguf" and path.is_file():
+            from moe.gguf_tokenizer import read_tokenizer
+
+            return cls(read_tokenizer(path)[FILE], str(path))
+        path = path / FILE
         if not path.is_file():
             raise InputError(f"{path}: no such file; a tokenizer folder holds {FILE}")
         return cls(path.read_bytes(), str(path))
@@ -91,9 +118,9 @@ class Tokenizer:
         (folder / FILE).write_bytes(self._serialised)
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": PAD,
-            "eos_token": IM_END,  # what ends an answer; <|endoftext|> ends a document
-            "additional_special_tokens": [END_OF_TEXT, IM_START],
+            "pad_token": self.specials[self.pad],
+            "eos_token": IM_END,  # what ends an answer; `eos` ends a document
+            "additional_special_tokens": [self.specials[self.eos], IM_START],
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**9,  # the model's config knows its context
             "chat_template": TEMPLATE,
@@ -119,29 +146,57 @@ class Tokenizer:
 
     def written(self, ids: Sequence[int]) -> list[int]:
         """For each id, how many characters of the decoded text are complete once it is there."""
-        count, owed, out = 0, 0, []  # owed: bytes that the character begun still needs
-        for index in ids:
-            if (byte := self._byte_values.get(index)) is None:
-                count += len(self.decode([index]))
-                owed = 0
-            elif owed:
-                owed -= 1
-                count += not owed
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return list(accumulate(len(decoder.decode(self.bytes_of(index))) for index in ids))
+
+    def bytes_of(self, index: int) -> bytes:
+        """The UTF-8 that an id stands for, which may be a part of a character; none for specials and unused ids."""
+        return self._bytes[index] if index < self.size else b""
+
+    def byte_id(self, byte: int) -> int:
+        """The id of the piece of one byte."""
+        index = self._backend.token_to_id(self._spelled[byte])
+        assert index is not None, "moe.families gives every byte of UTF-8 a piece"
+        return index
+
+    @property
+    def byte_level(self) -> bool:
+        """Pieces are bytes spelled with `moe.families.LETTERS`; else text, and bytes for the rest."""
+        return self._spelled is LETTERS
+
+    @property
+    def description(self) -> Description:
+        """A copy of tokenizer.json."""
+        described: Description = json.loads(self._serialised)
+        return described
+
+    def whole(self, text: str) -> bool:
+        """Whether the merges see `text` in one: the pre-tokeniser doesn't cut it, and it holds no added token."""
+        splitter, added = self._backend.pre_tokenizer, self._backend.get_added_tokens_decoder().values()
+        if any(token.content in text for token in added if not token.special):
+            return False
+        return splitter is None or len(splitter.pre_tokenize_str(text)) == 1
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        byte_of = {piece: bytes([byte]) for byte, piece in enumerate(self._spelled)}
+        out = [b""] * self.size
+        for piece, index in self._backend.get_vocab(with_added_tokens=False).items():
+            if self.byte_level:
+                out[index] = b"".join(byte_of.get(letter, b"") for letter in piece)
             else:
-                owed = (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
-                count += not owed
-            out.append(count)
+                out[index] = byte_of.get(piece) or piece.encode()
+        for index, token in self._backend.get_added_tokens_decoder().items():
+            out[index] = b"" if index in self.specials else token.content.encode()
         return out
 
     @cached_property
-    def _byte_values(self) -> dict[int, int]:
-        ids = {self._backend.token_to_id(piece): byte for byte, piece in enumerate(BYTES)}
-        return {index: byte for index, byte in ids.items() if index is not None}
-
-    @cached_property
     def byte_ids(self) -> frozenset[int]:
-        """The ids of the 256 byte pieces."""
-        return frozenset(self._byte_values)
+        """The ids that are no text by themselves: single bytes, or parts of characters in a byte-level vocabulary."""
+        if not self.byte_level:
+            ids = map(self._backend.token_to_id, BYTES)
+            return frozenset(index for index in ids if index is not None)
+        return frozenset(index for index, piece in enumerate(self._bytes) if not is_text(piece))
 
     @cached_property
     def digest(self) -> str:
@@ -158,6 +213,14 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"text holds a lone surrogate at character {error.start}; it must be valid Unicode") from None
+
+
+def is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _whole_words(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,9 @@ from ray.serve import Application
 
 from conf.schema import Config
 from moe import folder as model_folder
+from moe.decoder import Decoder
 from moe.engine import Engine
+from moe.quantize import quantize
 from moe.tokenizer import Tokenizer
 from serving.app import Served, endpoint
 from serving.decoding import DecodingThread
@@ -20,7 +22,7 @@ SPARE = 32  # requests beyond the queue that reach the replica, to be told so, o
 class Replica:
     def __init__(self, folder: str, name: str, cfg: Config) -> None:
         self._cfg = cfg.serve
-        model, tokenizer = model_folder.load(folder), Tokenizer.load(folder)
+        model, tokenizer = load_model(folder, int8=cfg.serve.int8), Tokenizer.load(folder)
         engine = Engine(model, cfg.serve.slots, (tokenizer.im_end, tokenizer.eos))
         threads = cfg.cluster.threads or os.cpu_count() or 1
         self._served = Served(
@@ -38,6 +40,11 @@ class Replica:
         """Ray Serve asks; an exception makes it start another replica."""
         if self._served.decoding.error is not None:
             raise self._served.decoding.error
+
+
+def load_model(folder: str, *, int8: bool) -> Decoder:
+    model = model_folder.load(folder)
+    return quantize(model) if int8 else model
 
 
 def application(folder: str, name: str, cfg: Config) -> Application:

@@ -31,8 +31,8 @@ def _check_vocabulary(folder: Path) -> None:
     from moe.tokenizer import Tokenizer
 
     allotted = json.loads((folder / "config.json").read_text("utf-8")).get("vocab_size")
-    needed = Tokenizer.load(folder).padded_size
-    if allotted != needed:
+    needed = Tokenizer.load(folder).size
+    if not allotted or allotted < needed:
         raise InputError(
             f"{folder / 'config.json'}: vocab_size={allotted}, but the tokenizer beside it needs {needed}; "
             "they are not of the same run"

@@ -1,9 +1,8 @@
 """Token ids to text that can be shown at once: whole characters only, and nothing of a stop string."""
 
-from moe.tokenizer import Tokenizer
+import codecs
 
-BROKEN = "\N{REPLACEMENT CHARACTER}"
-LONGEST = 4  # bytes of a UTF-8 character
+from moe.tokenizer import Tokenizer
 
 
 class TextStream:
@@ -16,36 +15,20 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
-        self._bytes: list[int] = []  # ids of byte pieces that make no character yet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # text that may open a stop string
         self.stopped = False
 
     def push(self, token: int) -> str:
-        if token not in self._tokenizer.byte_ids:
-            return self._release(self._flush() + self._tokenizer.decode([token]))
-        self._bytes.append(token)
-        for bad in range(len(self._bytes)):  # bytes before the character that the newest one completes
-            text = self._tokenizer.decode(self._bytes[bad:])
-            if text != BROKEN * (len(self._bytes) - bad):  # the decoder gives one mark a byte when they are no UTF-8
-                self._bytes.clear()
-                return self._release(BROKEN * bad + text)
-        if len(self._bytes) < LONGEST:
-            return ""
-        del self._bytes[0]  # can't begin a character any more; the bytes after it still may
-        return self._release(BROKEN)
+        return self._release(self._decoder.decode(self._tokenizer.bytes_of(token)))
 
     def finish(self) -> str:
         """What is left when no token follows."""
-        text = self._release(self._flush())
+        text = self._release(self._decoder.decode(b"", final=True))
         if self.stopped:
             return text
         held, self._held = self._held, ""
         return text + held
-
-    def _flush(self) -> str:
-        text = BROKEN * len(self._bytes)
-        self._bytes.clear()
-        return text
 
     def _release(self, fresh: str) -> str:
         if self.stopped:

@@ -1,30 +1,39 @@
 """The one training loop: pretraining, SFT and reward modelling differ in rows, first weights and objective only."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from cluster.progress import follow
-from cluster.storage import newest_checkpoint, save_checkpoint
-from cluster.tracker import Tracker
-from conf.schema import Cluster, Config, Fit, InputError, Optim
+from cluster.storage import newest_checkpoint, save_checkpoint, write_file
+from cluster.tracker import Tracker, alarms, read_metrics
+from conf.schema import Cluster, Compute, Config, Fit, InputError, Optim, Precision
+from conf.schema import Doctor as DoctorConfig
 from conf.schema import Tracker as TrackerConfig
-from moe import checkpoint
+from moe import checkpoint, native
+from moe.adapt import merge
 from moe.allocator import keep_buffers
 from moe.decoder import Decoder
+from moe.doctor import Doctor, router_metrics
 from moe.optimizer import learning_rate, new_optimizer, set_learning_rate
+from moe.parallel import check_parallel, clip_gradients, parallelise, reduce_gradients
+from moe.precision import autocast, fastest
 from trainers.feed import IndexedFeed, batches
-from trainers.objectives import Batch, Objective
+from trainers.objectives import Batch, Loss, Objective
 from trainers.rows import Rows
 
 
@@ -41,6 +50,8 @@ class Plan:
     held_out: Path
     fit: Fit
     optim: Optim
+    compute: Compute
+    doctor: DoctorConfig
     cluster: Cluster
     tracker: TrackerConfig
     seed: int
@@ -68,6 +79,8 @@ class Plan:
             held_out=held_out,
             fit=fit,
             optim=cfg.optim,
+            compute=cfg.compute,
+            doctor=cfg.doctor,
             cluster=cfg.cluster,
             tracker=cfg.tracker,
             seed=cfg.run.seed,
@@ -85,13 +98,21 @@ class Plan:
                 f"batch_rows={self.fit.batch_rows} of stage {self.stage} must divide by cluster.workers={workers} "
                 f"x accumulate={self.fit.accumulate}"
             )
+        if self.compute.precision is Precision.fp16:
+            raise InputError(
+                "compute.precision=fp16 loses small gradients without loss scaling, which training does not do; "
+                "try compute.precision=bf16"
+            )
         if not len(Rows(self.rows)):
             raise InputError(f"{self.rows}: no row to train on")
+        # What cannot be loaded, adapted or spread is refused here, not by each restart of the workers.
+        check_parallel(self.start().cfg, self.cluster)
 
 
 def fit(plan: Plan) -> Decoder:
     """Train under Ray Train and return the final model. A killed worker is restarted from the newest checkpoint."""
     plan.check()
+    plan = settled(plan)
     feed = IndexedFeed(
         plan.rows,
         seed=plan.seed,
@@ -120,10 +141,28 @@ def fit(plan: Plan) -> Decoder:
     with follow(plan.folder, plan.stage, plan.fit.steps, show=("loss", "tokens_per_second")):
         trainer.fit()
     found = newest_checkpoint(plan.checkpoints)
+    if plan.doctor.stop and (found is None or found[0] < plan.fit.steps):
+        step, text = alarms(read_metrics(plan.folder))[-1]
+        raise InputError(f"doctor.stop=true ended stage {plan.stage} at step {step}: {text}")
     assert found is not None and found[0] == plan.fit.steps, f"{plan.checkpoints}: no checkpoint of the last step"
     model = plan.start()
     checkpoint.load(found[1], model)
-    return model.eval()
+    return merge(model).eval()
+
+
+def settled(plan: Plan) -> Plan:
+    """The plan with `compute.precision=auto` measured, once a stage, and how it computes kept beside its checkpoints."""
+    kept = plan.folder / "arithmetic.json"
+    began = json.loads(kept.read_text()) if kept.exists() else {}
+    precision = plan.compute.precision
+    if precision is Precision.auto:
+        measured = began.get("precision") or fastest("cuda" if plan.cluster.gpus_per_worker else "cpu").value
+        precision = Precision(measured)
+    now = {"precision": precision.value, "kernels": "native" if native.available() else "torch"}
+    if began and began != now:
+        print(f"{plan.stage}: began with {began} and goes on with {now}: the result is no longer bitwise the same")
+    write_file(kept, json.dumps(now) + "\n")
+    return replace(plan, compute=replace(plan.compute, precision=precision))
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -132,7 +171,10 @@ def work(settings: dict[str, Any]) -> None:
     keep_buffers()
     torch.set_num_threads(plan.cluster.threads or max(1, (os.cpu_count() or 1) // plan.cluster.workers))
     torch.manual_seed(plan.seed)
-    model = plan.start().train()
+    device = ray.train.torch.get_device() if plan.cluster.gpus_per_worker else torch.device("cpu")
+    model = plan.start().train().to(device).compute_with(plan.compute)
+    torch.set_default_device(device)
+    model = parallelise(model, plan.cluster)
     optimizer = new_optimizer(model, plan.optim)
     found = newest_checkpoint(plan.checkpoints)
     step = 0
@@ -157,25 +199,44 @@ def steps(
 ) -> None:
     """From step `first` to the end. Rank 0, which has the tracker, writes metrics and checkpoints."""
     cfg = plan.fit
+    objective = in_precision(plan.objective, plan.compute.precision)
+    before = (line for line in read_metrics(plan.folder) if line["step"] <= first)
+    doctor = Doctor(plan.doctor, model.cfg, plan.optim, before)
     clock, tokens = time.perf_counter(), 0
     for step in range(first, cfg.steps + 1):  # one extra turn: the final evaluation and save
         last = step == cfg.steps
         if due(step, cfg.eval_every, last) and step > first:
-            values = evaluate(model, plan.objective, Rows(plan.held_out), limit=cfg.eval_rows)
+            values = evaluate(model, objective, Rows(plan.held_out), limit=cfg.eval_rows)
             if tracker:
                 tracker.log({f"val/{name}": value for name, value in values.items()}, step)
             clock, tokens = time.perf_counter(), 0
-        if due(step, cfg.save_every, last) and step > first and tracker:
-            save_checkpoint(plan.checkpoints, step, lambda path: checkpoint.save(path, model, optimizer), cfg.keep)
+        if due(step, cfg.save_every, last) and step > first:
+            state = checkpoint.state(model, optimizer)
+            if tracker:
+                save_checkpoint(plan.checkpoints, step, partial(checkpoint.write, tensors=state), cfg.keep)
         if last:
             break
         rate = learning_rate(step, cfg.steps, plan.optim, scale=cfg.lr_scale)
-        batch = next(stream)
-        tokens += int((batch["segments"] > 0).sum()) * world_size()
-        values = train_step(model, optimizer, plan.objective, batch, rate, plan.optim.clip, cfg.accumulate)
-        if tracker and due(step + 1, cfg.log_every, step + 1 == cfg.steps):
-            speed = tokens / (time.perf_counter() - clock)
-            tracker.log(values | {"lr": rate, "tokens_per_second": speed}, step + 1)
+        batch = on(next(stream), model)
+        tokens += int((batch["segments"] > 0).sum())
+        values = train_step(model, optimizer, objective, batch, rate, plan.optim.clip, cfg.accumulate)
+        if due(step + 1, cfg.log_every, step + 1 == cfg.steps):
+            told = doctor.examine(values, step + 1)  # on every worker alike: all must stop together
+            speed = float(all_sum(torch.tensor(float(tokens)))) / (time.perf_counter() - clock)
+            if tracker:
+                tracker.log({**values, "lr": rate, "tokens_per_second": speed, **told}, step + 1)
+            if told and plan.doctor.stop:
+                return
+
+
+def in_precision(objective: Objective, precision: Precision) -> Objective:
+    """The objective with its matrix products in `precision`."""
+
+    def loss(model: Decoder, batch: Batch) -> Loss:
+        with autocast(precision, batch["tokens"].device.type):
+            return objective.loss(model, batch)
+
+    return replace(objective, loss=loss)
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -196,28 +257,31 @@ def train_step(
     The loss is divided by the units of the whole step, so that micro-batches and workers weigh by what they hold.
     """
     units = all_sum(torch.tensor(float(objective.units(batch)))).clamp(min=1.0)
-    total, hits = torch.zeros(()), torch.zeros(())
+    total, hits, aux = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    load, measured = torch.zeros(model.cfg.layers, model.cfg.experts), torch.zeros(3, model.cfg.layers)
     for micro in split(batch, accumulate):
         loss = objective.loss(model, micro)
-        auxiliary = loss.hidden.auxiliary / (accumulate * world_size())
+        auxiliary = loss.hidden.auxiliary / accumulate
         (loss.total / units + auxiliary).backward()
         total += loss.total.detach()
+        aux += auxiliary.detach()
         hits += loss.hits
+        load += loss.hidden.load / accumulate
+        measured += torch.stack([loss.hidden.balance, loss.hidden.z, loss.hidden.entropy]) / accumulate
     reduce_gradients(model)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    norm = clip_gradients(model, clip)
     set_learning_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     values = {
         "loss": float(all_sum(total) / units),
         "grad_norm": float(norm),
-        "aux": float(loss.hidden.auxiliary.detach()),
+        "aux": float(all_sum(aux)),
     }
     if objective.unit == "pair":
         values["accuracy"] = float(all_sum(hits) / units)
-    for number, load in enumerate(loss.hidden.load.tolist()):
-        values |= {f"moe/{number}/load/{expert}": share for expert, share in enumerate(load)}
-    return values
+    balance, z, entropy = all_sum(measured)
+    return values | router_metrics(load, balance, z, entropy, top_k=model.cfg.top_k)
 
 
 @torch.no_grad()
@@ -226,10 +290,12 @@ def evaluate(model: Decoder, objective: Objective, rows: Rows, *, limit: int, si
     model.eval()
     rank = dist.get_rank() if dist.is_initialized() else 0
     sums = torch.zeros(3, dtype=torch.float64)
-    mine = torch.arange(rank, min(limit, len(rows)), world_size()).numpy()
-    for at in range(0, len(mine), size):
-        batch = {name: torch.from_numpy(values).long() for name, values in rows.fetch(mine[at : at + size]).items()}
-        loss = objective.loss(model, batch)
+    count = min(limit, len(rows))
+    mine = np.arange(rank, count, world_size())
+    for at in range(0, -(-count // world_size()), size):  # equally often on all workers, which a spread model needs
+        fetched = rows.fetch(mine[at : at + size])
+        batch = {name: torch.from_numpy(values).long() for name, values in fetched.items()}
+        loss = objective.loss(model, on(batch, model))
         sums += torch.tensor([float(loss.total), float(loss.units), float(loss.hits)], dtype=torch.float64)
     model.train()
     total, units, hits = all_sum(sums).tolist()
@@ -237,6 +303,12 @@ def evaluate(model: Decoder, objective: Objective, rows: Rows, *, limit: int, si
     if objective.unit == "pair":
         values["accuracy"] = hits / max(1.0, units)
     return values
+
+
+def on(batch: Batch, model: Decoder) -> Batch:
+    """The batch where the model is."""
+    device = model.model.embed_tokens.weight.device
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -253,14 +325,3 @@ def all_sum(value: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
-
-
-def reduce_gradients(model: Decoder) -> None:
-    """Sum the gradients of all workers, in one flat message."""
-    if world_size() == 1:
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

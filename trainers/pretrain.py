@@ -1,16 +1,26 @@
-"""Pretrain the MoE decoder on packed rows by next-token cross-entropy."""
+"""Pretrain the MoE decoder on packed rows by next-token cross-entropy, from random weights or from `parent.model`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conf.entry import job
-from conf.schema import Config
+from conf.schema import Config, InputError
+
+if TYPE_CHECKING:
+    from moe.decoder import Decoder
+    from moe.tokenizer import Tokenizer
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
     """Read the tokens stage, write the base model; returns held-out loss, perplexity and bits per byte."""
+    if cfg.parent.model:  # workers have a working directory of their own
+        cfg = replace(cfg, parent=replace(cfg.parent, model=str(Path(cfg.parent.model).absolute())))
     from cluster.connect import connect
     from cluster.run import open_stage
+    from cluster.storage import newest_checkpoint
     from moe import folder
-    from moe.decoder import new_decoder
     from moe.tokenizer import Tokenizer
     from trainers.evaluate import check_tokenizer, held_out
     from trainers.loop import Plan, fit
@@ -18,8 +28,9 @@ def main(cfg: Config) -> dict[str, float]:
     from trainers.rows import Rows
 
     settings = {
-        "model": cfg.model,
+        **origin(cfg),
         "optim": cfg.optim,
+        "compute.precision": cfg.compute.precision,
         "pretrain": cfg.pretrain,
         "cluster.workers": cfg.cluster.workers,
     }
@@ -30,11 +41,13 @@ def main(cfg: Config) -> dict[str, float]:
         tokenizer = Tokenizer.load(stage.input("tokenizer"))
         rows = stage.input("tokens")
         check_tokenizer(Rows(rows / "train"), tokenizer)
+        if cfg.parent.model and newest_checkpoint(stage.folder / "checkpoints") is None:
+            prove(cfg)
         plan = Plan.of(
             cfg,
             "base",
             cfg.pretrain,
-            start=lambda: new_decoder(cfg.model, tokenizer.padded_size, seed=cfg.run.seed),
+            start=lambda: first_weights(cfg, tokenizer),
             objective=LANGUAGE_MODEL,
             rows=rows / "train",
             held_out=rows / "val",
@@ -43,6 +56,53 @@ def main(cfg: Config) -> dict[str, float]:
         folder.save(model, stage.folder, stop=(tokenizer.eos,), pad=tokenizer.pad)
         tokenizer.save(stage.folder)
         return stage.finish(held_out(model, tokenizer, Rows(rows / "val"), limit=cfg.evaluate.rows))
+
+
+def origin(cfg: Config) -> dict[str, Any]:
+    """What decides the weights before step 0: the model's shape, or the parent's files and how it is upcycled."""
+    if not cfg.parent.model:
+        return {"model": cfg.model}
+    from cluster.storage import sha256
+    from moe.parents import weight_files
+
+    files = {path.name: sha256(path) for path in weight_files(cfg.parent.model)}
+    # by what they hold, wherever they lie
+    return {"parent": {**asdict(cfg.parent), "model": files}, "adapt": cfg.adapt}
+
+
+def first_weights(cfg: Config, tokenizer: "Tokenizer") -> "Decoder":
+    """The model before step 0. A parent keeps its rows of vocabulary and gets new ones for what the run's tokenizer
+    has beyond the parent's; `adapt` says what of it is trained."""
+    from moe.adapt import adapt
+    from moe.decoder import new_decoder
+    from moe.parents import new_from
+    from moe.tokenizer import Tokenizer
+    from moe.vocabulary import grow
+
+    if not cfg.parent.model:
+        return new_decoder(cfg.model, tokenizer.padded_size, seed=cfg.run.seed)
+    parent, before = new_from(cfg.parent, cfg.run.seed), Tokenizer.load(cfg.parent.model)
+    known = min(parent.vocab_size, before.size)
+    if cfg.adapt.only_new_rows and tokenizer.size <= known:
+        raise InputError(
+            f"adapt.only_new_rows=true: the run's tokenizer adds nothing to that of parent.model={cfg.parent.model}; "
+            "give tokenizer.extend or tokenizer.merge"
+        )
+    return adapt(grow(parent, before, tokenizer), cfg.adapt, old_rows=known, seed=cfg.run.seed)
+
+
+def prove(cfg: Config) -> None:
+    """Print how far the first weights are from the parent's, before any vocabulary is added."""
+    from moe import certificate
+    from moe.parents import new_from
+
+    model = new_from(cfg.parent, cfg.run.seed)
+    if cfg.tokens.row_length > model.cfg.context:
+        raise InputError(
+            f"tokens.row_length={cfg.tokens.row_length} must be at most the {model.cfg.context} positions of "
+            f"parent.model={cfg.parent.model}"
+        )
+    certificate.prove(model, Path(cfg.parent.model), exact=not cfg.parent.noise)
 
 
 if __name__ == "__main__":

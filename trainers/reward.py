@@ -21,13 +21,20 @@ def main(cfg: Config) -> dict[str, float]:
     from cluster.connect import connect
     from cluster.run import open_stage
     from moe import folder
+    from moe.adapt import adapt
     from moe.tokenizer import Tokenizer
     from trainers.loop import Plan, fit
     from trainers.objectives import PREFERENCE
     from trainers.readers import read_records
     from trainers.rows import Rows, write_rows
 
-    settings = {"optim": cfg.optim, "reward": cfg.reward, "cluster.workers": cfg.cluster.workers}
+    settings = {
+        "optim": cfg.optim,
+        "compute.precision": cfg.compute.precision,
+        "reward": cfg.reward,
+        "adapt": cfg.adapt,
+        "cluster.workers": cfg.cluster.workers,
+    }
     with open_stage(cfg, "reward", reads=["chat", "ranked"], settings=settings) as stage:
         if stage.done:
             return stage.metrics
@@ -50,7 +57,7 @@ def main(cfg: Config) -> dict[str, float]:
             cfg,
             "reward",
             cfg.reward,
-            start=lambda: folder.load_scalar(chat, seed=cfg.run.seed),
+            start=lambda: adapt(folder.load_scalar(chat, seed=cfg.run.seed), cfg.adapt, seed=cfg.run.seed),
             objective=PREFERENCE,
             rows=stage.folder / "rows" / "train",
             held_out=stage.folder / "rows" / "val",

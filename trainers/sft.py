@@ -19,6 +19,7 @@ def main(cfg: Config) -> dict[str, float]:
     from cluster.run import open_stage
     from cluster.storage import write_json
     from moe import folder
+    from moe.adapt import adapt
     from moe.evaluation import answers
     from moe.tokenizer import Tokenizer
     from trainers.evaluate import held_out
@@ -27,7 +28,14 @@ def main(cfg: Config) -> dict[str, float]:
     from trainers.rows import Rows
     from trainers.samples import read_samples
 
-    settings = {"optim": cfg.optim, "sft": cfg.sft, "cluster.workers": cfg.cluster.workers, "evaluate": cfg.evaluate}
+    settings = {
+        "optim": cfg.optim,
+        "compute.precision": cfg.compute.precision,
+        "sft": cfg.sft,
+        "adapt": cfg.adapt,
+        "cluster.workers": cfg.cluster.workers,
+        "evaluate": cfg.evaluate,
+    }
     with open_stage(cfg, "chat", reads=["base", "tasks"], settings=settings) as stage:
         if stage.done:
             return stage.metrics
@@ -42,7 +50,7 @@ def main(cfg: Config) -> dict[str, float]:
             cfg,
             "chat",
             cfg.sft,
-            start=lambda: folder.load(base),
+            start=lambda: adapt(folder.load(base), cfg.adapt, seed=cfg.run.seed),
             objective=LANGUAGE_MODEL,
             rows=rows,
             held_out=held,

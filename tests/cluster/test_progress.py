@@ -35,3 +35,16 @@ def test_follow_reads_what_the_stage_appends(tmp_path: Path, capsys: pytest.Capt
         tracker.log({"loss": 3.0}, 1)
         tracker.log({"eval_loss": 9.0}, 4)
     assert capsys.readouterr().out == "base  4/4  100%  loss 3  in 0:00\n"
+
+
+def test_an_alarm_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        progress.follow(tmp_path, "base", 3),
+        Tracker(tmp_path, schema.Tracker(), run="r", stage="base") as tracker,
+    ):
+        tracker.log({"loss": 3.0, "moe/1/alarm/dead": "layer 1: expert 0 gets no token"}, 1)
+        time.sleep(2.5 * progress.POLL_EVERY)  # it is looked at more than once
+        tracker.log({"loss": 3.0}, 3)
+    alarm, last = capsys.readouterr().out.splitlines()
+    assert alarm == "base: alarm at step 1: layer 1: expert 0 gets no token"
+    assert last.startswith("base  3/3  100%  loss 3  in ")

@@ -1,14 +1,19 @@
 """The report of a run made by hand."""
 
+import base64
+import io
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from cluster.plots import Line, line_plot
+from cluster.plots import Line, Panel, heat_map, line_plot
 from cluster.report import load_table, main
 from conf.schema import Config, InputError, Run
 
@@ -33,7 +38,7 @@ def fill(run: Path) -> None:
         {"loss": 4.25},
         [
             {"step": 0, "time": 1, "loss": 8.0, "lr": 0.0, **loads},
-            {"step": 10, "time": 2, "loss": 4.25, "val/loss": 4.5},
+            {"step": 10, "time": 2, "loss": 4.25, "val/loss": 4.5, "moe/1/alarm/dead": "layer 1: <ill>"},
         ],
     )
     stage(run, "chat", {"form_ok": 0.82, "rhyme_ok": 0.1, "only_chat": 1}, [{"step": 1, "time": 1, "loss": "nan"}])
@@ -72,12 +77,14 @@ def test_report_shows_what_the_stages_measured(cfg: Config) -> None:
     tags = Tags()
     tags.feed(text)
     assert tags.open == []
-    assert tags.seen.count("svg") == 4  # base: loss, learning rate; chat: loss (all NaN, and said so); rl: reward
+    # base: loss, loads, learning rate; chat: loss (all NaN, and said so); rl: reward
+    assert tags.seen.count("svg") == 5
     assert "last: loss nan" in text
     assert "6 min 16 s" in text  # 3 x 125.4 s
     assert '<th>form_ok</th><td class="n">0.82</td><td class="n">0.97</td><td class="n">+0.15</td>' in text
     assert "<th>only_chat</th>" not in text
     assert '<td style="--load:75%">75</td><td style="--load:25%">25</td>' in text
+    assert "<li><b>base, step 10</b> layer 1: &lt;ill&gt;</li>" in text
 
 
 def test_report_escapes_and_sets_verse_in_lines(cfg: Config) -> None:
@@ -108,6 +115,27 @@ def test_plot_takes_the_colours_of_the_page() -> None:
     ElementTree.fromstring(svg.replace("xlink:href", "href"))
     assert "var(--series-1)" in svg and "var(--series-2)" in svg and "var(--soft)" in svg
     assert "#0102" not in svg and "a&lt;b" in svg and 'aria-label="x &amp; y"' in svg
+
+
+def test_a_heat_map_shows_loads_as_opacity_and_alarms_as_lines() -> None:
+    values = np.array([[0.0, 0.5, 0.5, 2.0], [1.0, 1.0, 0.0, 0.25]])
+    panels = [Panel("layer 0", values), Panel("layer <1>", values[:, ::-1], marks=[2])]
+    svg = heat_map(panels, [1, 2, 3, 4], name="loads")
+    ElementTree.fromstring(svg)
+    assert "layer 0" in svg and "layer &lt;1&gt;" in svg
+    assert svg.count("var(--series-2)") == 1  # the mark
+    images = [base64.b64decode(part) for part in re.findall(r"data:image/png;base64,([^\"]+)", svg)]
+    opacity = [np.asarray(Image.open(io.BytesIO(image)))[..., 3].tolist() for image in images]
+    assert opacity[0] == [[0, 127, 127, 255], [255, 255, 0, 63]]
+    assert opacity[1] == [row[::-1] for row in opacity[0]]
+
+
+def test_a_heat_map_of_many_steps_shows_their_means() -> None:
+    values = np.tile([[0.0, 1.0]], (1, 200))  # 400 steps
+    svg = heat_map([Panel("layer 0", values)], range(400), name="loads")
+    (image,) = re.findall(r"data:image/png;base64,([^\"]+)", svg)
+    opacity = np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))[..., 3]
+    assert opacity.shape == (1, 200) and set(opacity.flatten().tolist()) == {127}
 
 
 def test_load_table_takes_the_last_measured_step() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tracker import Tracker, read_metrics
+from cluster.tracker import Tracker, alarms, read_metrics
 from conf import schema
 
 
@@ -34,6 +34,13 @@ def test_nan_and_infinity_are_strings_in_the_file_and_numbers_when_read(tmp_path
     assert (line["a"], line["b"], line["c"]) == ("nan", "-inf", 2)
     (read,) = read_metrics(tmp_path)
     assert math.isnan(read["a"]) and read["b"] == float("-inf") and read["c"] == 2
+
+
+def test_alarms_are_texts_in_the_order_told(tmp_path: Path) -> None:
+    with Tracker(tmp_path, schema.Tracker(), run="r", stage="base") as tracker:
+        tracker.log({"loss": 1.0}, 1)
+        tracker.log({"moe/0/load/1": 0.5, "moe/0/alarm/dead": "a", "moe/12/alarm/load": "b"}, 2)
+    assert alarms(read_metrics(tmp_path)) == [(2, "a"), (2, "b")]
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import torch
 from moe.decoder import Decoder, layout
 from tests.moe.conftest import VOCABULARY
 
+pytestmark = pytest.mark.usefixtures("either_path")
+
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
@@ -29,11 +31,11 @@ def test_a_packed_document_has_the_logits_it_has_alone(
 
 def test_both_attention_layouts_agree(model: Decoder, tokens: torch.Tensor) -> None:
     short = torch.arange(24).repeat(3, 1) // 6 + 1
-    assert layout(short).mask is None
+    assert layout(short).documents is None
     long = torch.ones(3, 24, dtype=torch.long)
     long[2] = torch.arange(24) + 1  # 24 segments of one token: a grid of 26 x 24 would cost more than the mask
     grid = layout(long)
-    assert grid.mask is not None and grid.mask[2, 0].sum().item() == 24
+    assert grid.documents is not None and grid.documents.mask[2, 0].sum().item() == 24
     both = model.logits(model(tokens, long).states)
     alone = model.logits(model(tokens[:1], long[:1]).states)
     torch.testing.assert_close(both[:24], alone, atol=1e-5, rtol=1e-5)

@@ -45,7 +45,7 @@ def test_cached_batched_generation_equals_one_by_one_without_cache(model: Decode
 def test_greedy_takes_the_likeliest(model: Decoder) -> None:
     (answer,) = generate(model, [[5, 6, 7]], [Sampling(1, temperature=0.0)], stop=STOP)
     with torch.no_grad():
-        logits = model.logits(model(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).states[-1])
+        logits = model.logits(model(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).states[-1:])[0]
     assert answer.tokens == [int(logits.argmax())]
     assert answer.logprobs[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from moe.experts import torch_experts
 
+pytestmark = pytest.mark.usefixtures("either_path")
+
 
 def plain_loop(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     rows = []

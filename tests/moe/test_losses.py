@@ -12,6 +12,7 @@ from moe.losses import cross_entropy_sum, pairwise_sum
 from moe.optimizer import learning_rate, new_optimizer, orthogonalise, set_learning_rate
 
 
+@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_chunked_cross_entropy_is_that_of_torch(chunk: int) -> None:
     generator = torch.Generator().manual_seed(0)

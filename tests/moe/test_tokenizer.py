@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from conf.schema import InputError
 from conf.schema import Tokenizer as Settings
-from moe.tokenizer import ALWAYS, BYTES, SPECIALS, Tokenizer
+from moe.families import BYTES
+from moe.tokenizer import ALWAYS, SPECIALS, Tokenizer
 
 POEMS = Path(__file__).parents[2] / "data" / "poems.jsonl.gz"
 ENGLISH = ["the cat and the hat sat, the cat ran.\n"] * 4 + ["春眠不觉曉，处处闻啼鸟。"] * 3

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from cluster import storage
 from conf import schema
@@ -107,3 +108,12 @@ def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
         process.kill()
         process.wait()
         shutil.rmtree(f"/tmp/conclave-serve-{os.getpid()}", ignore_errors=True)
+
+
+def test_int8_is_what_answers_when_it_is_asked_for(tiny: Tiny) -> None:
+    from moe.quantize import Int8
+    from serving.replica import load_model
+
+    whole, small = load_model(str(tiny.folder), int8=False), load_model(str(tiny.folder), int8=True)
+    assert torch.equal(whole.lm_head.weight, tiny.model.lm_head.weight)
+    assert isinstance(small.lm_head.get_submodule("weight"), Int8)

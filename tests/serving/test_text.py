@@ -2,6 +2,7 @@ import pytest
 
 from moe.tokenizer import Tokenizer
 from serving.text import TextStream
+from tests.moe.foreign_tokenizers import smollm
 from tests.serving.conftest import Tiny
 
 
@@ -29,7 +30,7 @@ def test_two_characters_of_bytes_in_a_row(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ([0xE6, 0x9C], "��"),  # cut off
+        ([0xE6, 0x9C], "�"),  # cut off
         ([0xFF, 0xE6, 0x9C, 0x88], "�月"),  # rubbish, then a character
         ([0x80, 0x80, 0x80, 0x80, 0x80, 0x41], "�����A"),
         ([0xEF, 0xBF, 0xBD], "�"),  # U+FFFD itself
@@ -37,6 +38,14 @@ def test_two_characters_of_bytes_in_a_row(tiny: Tiny) -> None:
 )
 def test_bytes_that_are_no_character_become_marks(tiny: Tiny, values: list[int], text: str) -> None:
     assert "".join(run(tiny.tokenizer, byte_ids(tiny.tokenizer, *values), [])[0]) == text
+
+
+def test_pieces_of_bytes_that_are_no_whole_characters() -> None:
+    tokenizer = Tokenizer(smollm().to_str().encode())
+    text = "the cat 🙂中国 é"
+    stream = TextStream(tokenizer, [])
+    shown = [stream.push(token) for token in tokenizer.encode(text)]
+    assert "".join(shown) == text and "" in shown and stream.finish() == ""
 
 
 def test_specials_are_not_text(tiny: Tiny) -> None:

@@ -5,6 +5,8 @@ or the cursor lost on resume, a pair read as (worse, better).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,13 @@ import torch
 
 from cluster.storage import newest_checkpoint
 from cluster.tracker import Tracker, read_metrics
-from conf.schema import Cluster, InputError, Model, Optim, Pretrain
+from conf.schema import Cluster, Compute, Doctor, InputError, Model, Optim, Optimizer, Pretrain
 from conf.schema import Tracker as TrackerConfig
 from moe import checkpoint
 from moe.config import SCALAR
 from moe.decoder import Decoder, new_decoder
 from moe.optimizer import new_optimizer
-from trainers.loop import Plan, evaluate, steps, train_step
+from trainers.loop import Plan, evaluate, fit, steps, train_step
 from trainers.objectives import LANGUAGE_MODEL, PREFERENCE, Batch, Objective, language_loss
 from trainers.packing import pack
 from trainers.reward import pack_pairs
@@ -56,6 +58,8 @@ def plan_for(folder: Path, objective: Objective = LANGUAGE_MODEL, **knobs: int) 
         held_out=folder / "rows",
         fit=fit,
         optim=Optim(lr=1e-2),
+        compute=Compute(),
+        doctor=Doctor(),
         cluster=Cluster(),
         tracker=TrackerConfig(),
         seed=0,
@@ -199,3 +203,18 @@ def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
     object.__setattr__(plan, "cluster", Cluster(workers=3))
     with pytest.raises(InputError, match=r"batch_rows=8 of stage base must divide by cluster.workers=3 x accumulate=4"):
         plan.check()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_that_share_everything_learn_what_one_learns(tmp_path: Path, ray_cluster: None) -> None:
+    # Neither Muon in bf16 nor AdamW with a small eps, which make whole steps of what the order of sums leaves.
+    optim = Optim(kind=Optimizer.adamw, lr=1e-2, eps=1e-4)
+    alone, shared = (replace(plan_for(tmp_path / name, steps=6), optim=optim) for name in ("alone", "shared"))
+    cluster = Cluster(workers=2, threads=1, shard=True, expert_parallel=2, cpus_per_worker=0.25)
+    together = fit(replace(shared, cluster=cluster, start=partial(new_decoder, CFG, VOCABULARY, seed=3)))
+    wanted = dict(run(alone).named_parameters())
+    for name, weight in together.named_parameters():
+        torch.testing.assert_close(weight, wanted[name], atol=1e-5, rtol=0.0)
+    curves = [[loss for _, loss in losses(plan.folder)] for plan in (shared, alone)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)

@@ -1,0 +1,46 @@
+"""Interleaved timing, and bench.json: [{"name", "unit", "ours", "peer", "peer_name", "ceiling", "ratio", "peers"}].
+
+Whatever is compared goes by turns within one process, with the same threads and allocator; medians count.
+`peer` is the best of `peers`; `ceiling` is what the machine's matrix products alone would give, or 0.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parents[2] / "bench.json"
+
+
+def rates(runs: Mapping[str, Callable[[], object]], amounts: Mapping[str, float], *, rounds: int) -> dict[str, float]:
+    """Medians of each run's amount per second, over rounds in which each goes once."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: amounts[name] / median(taken) for name, taken in seconds.items()}
+
+
+def record(name: str, unit: str, ours: float, peers: Mapping[str, float], *, ceiling: float = 0.0) -> None:
+    """Put a result into bench.json, in place of an earlier one of this name, and print it. More is better."""
+    best = max(peers, key=lambda peer: peers[peer])
+    line = {
+        "name": name,
+        "unit": unit,
+        "ours": ours,
+        "peer": peers[best],
+        "peer_name": best,
+        "ceiling": ceiling,
+        "ratio": ours / peers[best],
+        "peers": dict(peers),
+    }
+    lines = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    RESULTS.write_text(json.dumps([*(old for old in lines if old["name"] != name), line], indent=1) + "\n")
+    of_ceiling = f"  {ours / ceiling:.2f} of the ceiling" if ceiling else ""
+    others = ", ".join(f"{peer} {rate:,.5g}" for peer, rate in peers.items())
+    print(f"\n{name:<24} {ours:9,.5g} {unit}  {ours / peers[best]:.2f}x the best of: {others}{of_ceiling}")

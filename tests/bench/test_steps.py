@@ -1,0 +1,134 @@
+"""Our training step and decoding against transformers', with the same weights, by turns in one process."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from conf.schema import Model
+from moe import folder
+from moe.allocator import keep_buffers
+from moe.decoder import Decoder, new_decoder
+from moe.engine import Sampling, generate
+from moe.losses import cross_entropy_sum
+from tests.bench.measure import rates, record
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
+ROUNDS = 7
+CFG = Model(hidden_size=256, layers=8, heads=8, kv_heads=4, head_dim=32, experts=8, top_k=2, expert_size=512)
+VOCABULARY, ROWS, LENGTH = 8192, 8, 512
+TOKENS = torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+TARGETS = ROWS * (LENGTH - 1)
+IMPLEMENTATIONS = ("eager", "grouped_mm")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    folder.save(new_decoder(CFG, VOCABULARY, seed=0), path, stop=(1,), pad=0)
+    return path
+
+
+def ours_of(path: Path) -> tuple[Decoder, Callable[[], Tensor]]:
+    model = folder.load(path).train()
+
+    def loss() -> Tensor:
+        states = model(TOKENS, torch.ones_like(TOKENS)).states.view(ROWS, LENGTH, -1)[:, :-1].reshape(TARGETS, -1)
+        return cross_entropy_sum(states, model.lm_head.weight, TOKENS[:, 1:].flatten()) / TARGETS
+
+    return model, loss
+
+
+def peer_of(path: Path, implementation: str, *, compiled: bool = False) -> tuple[Any, Callable[[], Tensor]]:
+    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation=implementation).train()
+    model.config.output_router_logits = False
+    forward = torch.compile(model) if compiled else model
+    return model, lambda: forward(TOKENS, labels=TOKENS).loss
+
+
+def stepper(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
+def test_train_step(saved: Path, kind: str) -> None:
+    keep_buffers()  # for both sides: it is the process's
+    sides = {"ours": ours_of(saved)}
+    for name in IMPLEMENTATIONS:
+        sides[f"transformers {name}"] = peer_of(saved, name, compiled=kind == "compiled")
+    losses = {name: loss().item() for name, (_, loss) in sides.items()}
+    assert losses == pytest.approx(dict.fromkeys(losses, losses["ours"]), rel=1e-5)
+    runs = {name: stepper(*side) for name, side in sides.items()}
+    got = rates(runs, dict.fromkeys(runs, ROWS * LENGTH), rounds=ROUNDS)
+    record(f"train_step/{kind}", "tok/s", got.pop("ours"), got)
+
+
+def test_peak_memory(saved: Path) -> None:
+    """Each side alone in a process: how far three steps raise its peak resident memory above the loaded libraries'."""
+    peaks = {}
+    for name in ("ours", *IMPLEMENTATIONS):
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.bench.test_steps", str(saved), name],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks[name] = json.loads(ended.stdout.splitlines()[-1])
+    # more is better in the table: steps that would fit into a gigabyte
+    ours = 1 / peaks.pop("ours")
+    record("train_step/memory", "steps/GB", ours, {f"transformers {name}": 1 / peak for name, peak in peaks.items()})
+
+
+def _peak(path: Path, side: str) -> float:
+    """GB."""
+
+    def high_water() -> int:  # kB; getrusage would begin with what the parent process had
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+    keep_buffers()
+    before = high_water()
+    step = stepper(*(ours_of(path) if side == "ours" else peer_of(path, side)))
+    for _ in range(3):
+        step()
+    return (high_water() - before) / 2**20
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_decoding(saved: Path, batch: int) -> None:
+    keep_buffers()
+    model, theirs = folder.load(saved), peer_of(saved, "grouped_mm")[0].eval()
+    prompts = torch.randint(2, VOCABULARY, (batch, 32), generator=torch.Generator().manual_seed(1))
+    asked = [Sampling(64, temperature=0.0)] * batch
+
+    def ours_once() -> list[list[int]]:
+        return [answer.tokens for answer in generate(model, prompts.tolist(), asked, stop=())]
+
+    def peer_once() -> list[list[int]]:
+        options = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "use_cache": True}
+        made = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+        return made[:, 32:].tolist()
+
+    same = sum(a[:8] == b[:8] for a, b in zip(ours_once(), peer_once(), strict=True))
+    assert same >= 0.9 * batch  # a tie between two tokens may fall either way in float32
+    runs = {"ours": ours_once, "transformers generate": peer_once}
+    got = rates(runs, dict.fromkeys(runs, batch * 64), rounds=5)
+    record(f"decode/batch-{batch}", "tok/s", got.pop("ours"), got)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_peak(Path(sys.argv[1]), sys.argv[2])))

@@ -1,0 +1,214 @@
+"""The planner's arithmetic against the model itself: its parameters, what autograd keeps, the memory of real steps.
+
+Planted bugs these turn red: inactive experts counted as active, the optimizer's second moment forgotten, a block's
+activations counted once for the model, the memory-bound limit upside down.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf.entry import compose
+from conf.schema import Gpu, InputError, Model, Optimizer
+from moe.decoder import new_decoder
+from moe.footprint import (
+    Work,
+    active_parameters,
+    compute_bound_tokens,
+    forward_flops,
+    inference_memory,
+    kept_by_a_block,
+    parameters,
+    peak,
+    training_flops,
+    training_memory,
+)
+from moe.plan import text
+from trainers.objectives import Batch, language_loss
+
+ROOT = Path(__file__).parents[2]
+SMALL = Model(hidden_size=320, layers=2, heads=8, kv_heads=4, head_dim=24, experts=8, expert_size=448, context=512)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_parameters_are_those_of_the_model(qk_norm: bool) -> None:
+    cfg = Model(**{**vars(SMALL), "qk_norm": qk_norm})
+    assert sum(parameters(cfg, 1024).values()) == sum(p.numel() for p in new_decoder(cfg, 1024).parameters())
+
+
+def test_olmoe_has_seven_billion_parameters_of_which_one_is_active() -> None:
+    base = compose(["model=base"]).model
+    assert sum(parameters(base, 50304).values()) == pytest.approx(6.92e9, rel=1e-3)  # Muennighoff et al. 2024
+    assert sum(active_parameters(base, 50304).values()) == pytest.approx(1.28e9, rel=2e-3)
+
+
+def test_flops_by_hand() -> None:
+    cfg = Model(hidden_size=8, layers=2, heads=2, kv_heads=1, head_dim=4, experts=4, expert_size=16, context=10)
+    parts = forward_flops(cfg, vocab=100)
+    assert parts == {
+        "attention": 2 * 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8),  # 2 layers: q, k and v, o
+        "router": 2 * 2 * 8 * 4,
+        "experts": 2 * 2 * 2 * 3 * 8 * 16,  # of 2 experts: gate, up, down
+        "head": 2 * 100 * 8,
+        "attention scores": 2 * 2 * (2 * 8 * 5),  # query with key and weight with value, 5 positions on average
+    }
+    whole = sum(parts.values())
+    assert training_flops(cfg, 100, checkpointing=False) == 3 * whole
+    assert training_flops(cfg, 100, checkpointing=True) == 4 * whole - parts["head"]
+
+
+def batch_of(rows: int, length: int, vocab: int) -> Batch:
+    tokens = torch.randint(0, vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+    return {"tokens": tokens, "segments": torch.ones_like(tokens), "loss": (torch.arange(length) > 0).expand(rows, -1)}
+
+
+def test_a_block_keeps_what_autograd_keeps() -> None:
+    def saved(layers: int) -> int:
+        model = new_decoder(Model(**{**vars(SMALL), "layers": layers}), 1024)
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            language_loss(model, batch_of(8, 512, 1024))
+        return sum(storage.nbytes() for storage in kept.values())
+
+    planned = sum(kept_by_a_block(SMALL, 8 * 512, half=False).values())
+    assert planned == pytest.approx((saved(3) - saved(1)) / 2, rel=0.04)
+
+
+STEPS = """
+import json, sys
+import torch
+from conf.schema import Model, Optim, Optimizer
+from moe.decoder import new_decoder
+from moe.optimizer import new_optimizer
+from trainers.loop import train_step
+from trainers.objectives import LANGUAGE_MODEL
+from tests.moe.test_plan import batch_of
+
+def memory(name):
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+def steps(cfg, kind, rows, length, vocab):
+    model = new_decoder(cfg, vocab).train()
+    optimizer = new_optimizer(model, Optim(kind=kind))
+    for _ in range(2):
+        train_step(model, optimizer, LANGUAGE_MODEL, batch_of(rows, length, vocab), 1e-3, 1.0, 1)
+
+knobs, kind, rows, length, vocab = json.loads(sys.argv[1])
+small = Model(hidden_size=64, layers=1, heads=2, kv_heads=1, head_dim=32, experts=2, expert_size=64)
+steps(small, Optimizer[kind], 2, 32, 128)  # what the libraries take for themselves is no part of the plan
+before = memory("VmRSS")
+steps(Model(**knobs), Optimizer[kind], rows, length, vocab)
+print(memory("VmHWM") - before)
+"""
+WIDE = Model(hidden_size=512, layers=6, heads=8, kv_heads=4, head_dim=64, experts=8, expert_size=768)  # 66 M parameters
+NARROW = Model(hidden_size=256, layers=6, heads=8, kv_heads=4, head_dim=32, experts=4, expert_size=512)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("cfg", "kind", "rows", "length", "most"),
+    [
+        (WIDE, Optimizer.adamw, 2, 64, "backward ends"),  # weights, gradients and optimizer
+        (WIDE, Optimizer.muon, 2, 64, "optimizer step"),
+        (NARROW, Optimizer.adamw, 16, 512, "backward begins"),  # activations
+    ],
+    ids=["adamw", "muon", "activations"],
+)
+def test_the_plan_is_within_a_tenth_of_the_memory_of_real_steps(
+    cfg: Model, kind: Optimizer, rows: int, length: int, most: str
+) -> None:
+    vocab = 4096
+    # Every freed buffer goes back to the kernel: what the process holds is what lives, not what the allocator keeps.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    asked = json.dumps([vars(cfg), kind.name, rows, length, vocab])
+    command = [sys.executable, "-c", STEPS, asked]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    moments = training_memory(cfg, vocab, Work(rows=rows, length=length, optimizer=kind))
+    print(f"planned {peak(moments) / 1e6:.0f} MB, measured {int(done.stdout) / 1e6:.0f} MB")
+    assert peak(moments) == pytest.approx(int(done.stdout), rel=0.1)
+    assert max(moments, key=lambda moment: sum(moments[moment].values())) == most
+
+
+def test_plans_by_hand() -> None:
+    work = Work(rows=1, length=128, optimizer=Optimizer.adamw)
+    total = 4 * sum(parameters(SMALL, 1024).values())
+    alone = training_memory(SMALL, 1024, work)["optimizer step"]
+    assert alone == {"weights": total, "optimizer": 2 * total, "gradients": total}
+    split = training_memory(SMALL, 1024, Work(rows=1, length=128, optimizer=Optimizer.adamw, shards=4))
+    assert split["optimizer step"]["optimizer"] == total / 2
+    spread = training_memory(SMALL, 1024, Work(rows=1, length=128, optimizer=Optimizer.adamw, expert_parallel=4))
+    assert spread["optimizer step"]["weights"] == total - 3 * parameters(SMALL, 1024)["experts"]
+    parts = inference_memory(SMALL, 1024, sequences=3, half=True)
+    assert parts["weights"] == total / 2
+    # bytes, keys and values, sequences, layers, heads, size of a head, positions
+    assert parts["KV cache"] == 2 * 2 * 3 * 2 * 4 * 24 * 512
+
+
+def test_an_expert_is_bound_by_arithmetic_only_if_it_is_wide_enough() -> None:
+    h100 = 989 / 3.35
+    narrow = Model(hidden_size=512, expert_size=256)
+    assert compute_bound_tokens(narrow, h100) == float("inf")  # at most 512*256/768 = 171 operations per byte
+    assert compute_bound_tokens(narrow, 100) == pytest.approx(100 / (1 - 100 / 170.667), rel=1e-3)
+    assert compute_bound_tokens(Model(hidden_size=2048, expert_size=1024), h100) == pytest.approx(520.2, abs=0.5)
+
+
+def test_the_plan_says_what_fits_and_what_to_change() -> None:
+    words = "model=base cluster.gpus=8 gpu.memory=80GB tokens.row_length=4096 pretrain.batch_rows=64".split()
+    lines = text(compose([*words, "tokenizer.vocab_size=50304", "compute.precision=bf16"])).splitlines()
+    sharded = next(line for line in lines if line.startswith("bf16  sharded x8"))
+    assert "8 x 4,096" in sharded and sharded.endswith("too large; fits with pretrain.accumulate=2")
+    again = text(compose([*words, "tokenizer.vocab_size=50304", "pretrain.accumulate=2"])).splitlines()
+    assert next(line for line in again if line.startswith("bf16  sharded x8")).endswith("fits")
+    alone = next(line for line in lines if line.startswith("bf16  one device"))
+    assert "too large for any batch: cluster.shard=true on more cluster.gpus, or fewer model.experts" in alone
+    assert "sharded x8: cluster.workers=8 cluster.shard=true" in lines
+    assert any(line.startswith("sum") and "6.92 G" in line and "1.28 G" in line for line in lines)
+
+
+def test_every_fitting_change_is_one_that_fits() -> None:
+    small = text(compose(["model=small", "gpu.memory=16GB", "tokens.row_length=2048", "pretrain.batch_rows=64"]))
+    line = next(line for line in small.splitlines() if line.startswith("fp32  one device"))
+    fix = line.partition("fits with ")[2].split()
+    assert fix
+    after = text(compose(["model=small", "gpu.memory=16GB", "tokens.row_length=2048", "pretrain.batch_rows=64", *fix]))
+    assert next(line for line in after.splitlines() if line.startswith("fp32  one device")).endswith("  fits")
+
+
+def test_it_runs_without_torch() -> None:
+    code = "import sys, moe.plan; moe.plan.main(); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, "model=tiny"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Parameters (vocabulary of 4,608)\n---")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("gpu.memory=lots", "gpu.memory='lots' must be a size such as 80GB or 24GiB"),
+        ("gpu.memory=0GB", "gpu.memory='0GB' must be greater than 0"),
+        ("cluster.gpus=5", "pretrain.batch_rows=32 must divide by 5 GPUs x pretrain.accumulate=1; try "),
+        ("parent.model=x", "parent.model=x: moe.plan reckons from model.*"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(word: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        text(compose([word]))
+    assert message in str(refused.value)
+
+
+def test_memory_sizes() -> None:
+    assert [Gpu(memory=m).bytes for m in ("80GB", "24GiB", "512MB")] == [80e9, 24 * 2**30, 512e6]

@@ -1,0 +1,52 @@
+"""Half precision computes the same to its rounding; weights and their gradients stay fp32."""
+
+import time
+
+import pytest
+import torch
+
+from conf.schema import Precision
+from moe import precision
+from moe.decoder import Decoder
+from moe.losses import cross_entropy_sum
+from tests.moe.conftest import VOCABULARY
+
+
+def loss_and_gradients(model: Decoder, kind: Precision) -> tuple[float, dict[str, torch.Tensor]]:
+    tokens = torch.randint(0, VOCABULARY, (4, 40), generator=torch.Generator().manual_seed(3))
+    with precision.autocast(kind):
+        hidden = model(tokens, torch.ones_like(tokens))
+        loss = cross_entropy_sum(hidden.states[:-1], model.lm_head.weight, tokens.flatten()[1:]) / 159
+        (loss + hidden.auxiliary).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return loss.item(), gradients
+
+
+@pytest.mark.parametrize("kind", [Precision.bf16, Precision.fp16])
+def test_half_precision_is_near_fp32(model: Decoder, kind: Precision) -> None:
+    model.train()
+    exact, wanted = loss_and_gradients(model, Precision.fp32)
+    rough, got = loss_and_gradients(model, kind)
+    assert rough == pytest.approx(exact, rel=5e-3) and rough != exact
+    for name, gradient in got.items():
+        assert gradient.dtype == torch.float32
+        alike = torch.cosine_similarity(gradient.flatten(), wanted[name].flatten(), dim=0)
+        assert alike > 0.98, name
+
+
+def test_the_faster_precision_is_taken_only_where_it_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def trial(seconds: dict[torch.dtype, float]) -> None:
+        monkeypatch.setattr(precision, "_trial", lambda dtype: lambda: now.__setitem__(0, now[0] + seconds[dtype]))
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    trial({torch.float32: 2.0, torch.bfloat16: 1.0})
+    assert precision.fastest() is Precision.bf16
+    trial({torch.float32: 1.2, torch.bfloat16: 1.0})
+    assert precision.fastest() is Precision.fp32
+
+
+def test_the_measurement_runs() -> None:
+    assert precision.fastest() in (Precision.fp32, Precision.bf16)

@@ -1,0 +1,61 @@
+"""What pretraining starts from: random weights, or a parent. Planted bug: a changed parent goes unnoticed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf.schema import Config, InputError, Parent, Tokens
+from moe import parents
+from moe.tokenizer import Tokenizer
+from tests.moe.foreign_models import VOCABULARY, foreign
+from trainers.pretrain import first_weights, origin, prove
+
+
+def config(path: Path, *, row_length: int = 32, noise: float = 0.0) -> Config:
+    parent = Parent(model=str(path), experts=4, top_k=2, noise=noise)
+    return Config(parent=parent, tokens=Tokens(row_length=row_length))
+
+
+def test_a_parent_is_known_by_what_its_files_hold(tmp_path: Path) -> None:
+    here, there = foreign("llama", tmp_path / "here"), foreign("llama", tmp_path / "there")
+    before = origin(config(here))
+    assert before == origin(config(there))
+    assert "model" not in before and before["parent"]["experts"] == 4
+    assert before["parent"]["model"].keys() == {"config.json", "model.safetensors"}
+    weights = there / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert origin(config(there)) != before
+    assert origin(Config()) == {"model": Config().model}
+
+
+def test_the_first_weights_are_the_upcycled_parent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config(foreign("llama", tmp_path))
+    prove(cfg)
+    assert "the logits differ from the parent's by at most" in capsys.readouterr().out
+    model = first_weights(cfg, Tokenizer.load(tmp_path))
+    assert model.cfg.experts == 4 and model.vocab_size == VOCABULARY
+    again = parents.new_from(cfg.parent, cfg.run.seed).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_added_vocabulary_gets_rows(tmp_path: Path) -> None:
+    from moe.vocabulary import extend_with_characters
+
+    cfg = config(foreign("llama", tmp_path))
+    old = Tokenizer.load(tmp_path)
+    characters = "".join(chr(0x4E00 + place) for place in range(80))
+    new = extend_with_characters(old, [characters], 80)
+    assert new.size > VOCABULARY
+    model, parent = first_weights(cfg, new), first_weights(cfg, old)
+    assert model.vocab_size == new.padded_size
+    before, after = (one.model.embed_tokens.weight[: old.size] for one in (parent, model))
+    assert torch.equal(before, after)
+    prove(cfg)  # of the parent, before rows were added
+
+
+def test_rows_longer_than_the_parents_context_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tokens.row_length=100 must be at most the 64 positions of parent.model="):
+        prove(config(foreign("llama", tmp_path), row_length=100))
