@@ -79,6 +79,6 @@ def test_the_model_does_not_load_ray() -> None:
 def test_jobs_load_nothing_heavy_before_they_run() -> None:
     from cluster.run import JOBS
 
-    jobs = [*JOBS.values(), "cluster.pipeline", "serving.serve"]
+    jobs = [*JOBS.values(), "cluster.pipeline", "serving.serve", "moe.convert", "moe.plan", "trainers.prune"]
     there = [job for job in jobs if (ROOT / (job.replace(".", "/") + ".py")).exists()]
     assert loaded(f"import {', '.join(there)}", {"torch", "ray", "transformers"}) == "[]"

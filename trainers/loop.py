@@ -151,7 +151,7 @@ def fit(plan: Plan) -> Decoder:
 
 
 def settled(plan: Plan) -> Plan:
-    """The plan with `compute.precision=auto` measured, once a stage, and how it computes kept beside its checkpoints."""
+    """The plan with `compute.precision=auto` measured, once a stage; how it computes is kept beside its checkpoints."""
     kept = plan.folder / "arithmetic.json"
     began = json.loads(kept.read_text()) if kept.exists() else {}
     precision = plan.compute.precision
