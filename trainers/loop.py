@@ -171,10 +171,11 @@ def work(settings: dict[str, Any]) -> None:
     keep_buffers()
     torch.set_num_threads(plan.cluster.threads or max(1, (os.cpu_count() or 1) // plan.cluster.workers))
     torch.manual_seed(plan.seed)
-    device = ray.train.torch.get_device() if plan.cluster.gpus_per_worker else torch.device("cpu")
-    model = plan.start().train().to(device).compute_with(plan.compute)
-    torch.set_default_device(device)
-    model = parallelise(model, plan.cluster)
+    model = plan.start().train()
+    if plan.cluster.gpus_per_worker:
+        torch.set_default_device(ray.train.torch.get_device())
+        model = model.to(torch.get_default_device())
+    model = parallelise(model.compute_with(plan.compute), plan.cluster)
     optimizer = new_optimizer(model, plan.optim)
     found = newest_checkpoint(plan.checkpoints)
     step = 0
