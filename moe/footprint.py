@@ -106,9 +106,8 @@ def training_memory(cfg: Model, vocab: int, work: Work) -> dict[str, dict[str, f
 
     block = sum(kept_by_a_block(cfg, work.tokens, half=work.half).values())
     activations = cfg.layers * block
-    if work.checkpointing:  # what a block is given, and the heads that it hands on
-        heads = work.tokens * (cfg.heads + 2 * cfg.kv_heads) * cfg.head_dim * product
-        activations = cfg.layers * (stream + heads) + block
+    if work.checkpointing:  # what each block is given, and all of the one at work
+        activations = cfg.layers * stream + block
     always = {
         "weights": FULL * total / work.shards,
         "optimizer": FULL * (2 * total - matrices if muon else 2 * total) / work.shards,
