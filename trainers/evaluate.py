@@ -36,14 +36,12 @@ def held_out(model: "Decoder", tokenizer: "Tokenizer", rows: "Rows", *, limit: i
     import torch
 
     from moe.evaluation import bits_per_byte, perplexity, piece_bytes
-    from trainers.objectives import language_loss
+    from trainers.objectives import in_turn, language_loss
 
     check_tokenizer(rows, tokenizer)
     sizes, nats, targets, text_bytes = piece_bytes(tokenizer), 0.0, 0, 0
     with torch.no_grad():
-        for start in range(0, min(limit, len(rows)), 32):
-            wanted = torch.arange(start, min(start + 32, limit, len(rows))).numpy()
-            batch = {name: torch.from_numpy(values).long() for name, values in rows.fetch(wanted).items()}
+        for batch in in_turn(rows, limit):
             loss = language_loss(model, batch)
             nats += float(loss.total)
             targets += loss.units

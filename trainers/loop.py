@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -33,7 +32,7 @@ from moe.optimizer import learning_rate, new_optimizer, set_learning_rate
 from moe.parallel import check_parallel, clip_gradients, parallelise, reduce_gradients
 from moe.precision import autocast, fastest
 from trainers.feed import IndexedFeed, batches
-from trainers.objectives import Batch, Loss, Objective
+from trainers.objectives import Batch, Loss, Objective, in_turn
 from trainers.rows import Rows
 
 
@@ -291,11 +290,7 @@ def evaluate(model: Decoder, objective: Objective, rows: Rows, *, limit: int, si
     model.eval()
     rank = dist.get_rank() if dist.is_initialized() else 0
     sums = torch.zeros(3, dtype=torch.float64)
-    count = min(limit, len(rows))
-    mine = np.arange(rank, count, world_size())
-    for at in range(0, -(-count // world_size()), size):  # equally often on all workers, which a spread model needs
-        fetched = rows.fetch(mine[at : at + size])
-        batch = {name: torch.from_numpy(values).long() for name, values in fetched.items()}
+    for batch in in_turn(rows, limit, rank=rank, world=world_size(), size=size):
         loss = objective.loss(model, on(batch, model))
         sums += torch.tensor([float(loss.total), float(loss.units), float(loss.hits)], dtype=torch.float64)
     model.train()

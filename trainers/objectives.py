@@ -4,16 +4,27 @@ A batch holds packed rows, int64 [B, T]: `tokens`; `segments` (1.. per document,
 counts: as the target of the position before it, or as the place where an answer is scored).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moe.decoder import Decoder, Hidden
 from moe.losses import cross_entropy_sum, pairwise_sum
+from trainers.rows import Rows
 
 Batch = dict[str, Tensor]
+
+
+def in_turn(rows: Rows, limit: int, *, rank: int = 0, world: int = 1, size: int = 32) -> Iterator[Batch]:
+    """The first `limit` rows, `size` at a time, every `world`-th to a rank; as many batches on all, at last empty."""
+    count = min(limit, len(rows))
+    mine = np.arange(rank, count, world)
+    for start in range(0, -(-count // world), size):
+        fetched = rows.fetch(mine[start : start + size])
+        yield {name: torch.from_numpy(values).long() for name, values in fetched.items()}
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,11 @@ def expert_load(model: "Decoder", rows: "Rows", *, limit: int) -> "Tensor":
     """[layers, E] share of the assignments of the first `limit` rows that went to each expert; a layer sums to 1."""
     import torch
 
+    from trainers.objectives import in_turn
+
     total = torch.zeros(model.cfg.layers, model.cfg.experts, dtype=torch.float64)
     with torch.no_grad():
-        for start in range(0, min(limit, len(rows)), 32):
-            wanted = torch.arange(start, min(start + 32, limit, len(rows))).numpy()
-            batch = {name: torch.from_numpy(values).long() for name, values in rows.fetch(wanted).items()}
+        for batch in in_turn(rows, limit):
             hidden = model(batch["tokens"], batch["segments"])
             total += hidden.load.double() * hidden.states.shape[0]
     return total / total.sum(1, keepdim=True)

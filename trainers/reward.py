@@ -125,13 +125,11 @@ def measure(model: "Decoder", rows: "Rows") -> dict[str, float]:
     import torch
 
     from moe.losses import pairwise_sum
-    from trainers.objectives import pair_scores
+    from trainers.objectives import in_turn, pair_scores
 
     parts = []
     with torch.no_grad():
-        for start in range(0, len(rows), 32):
-            wanted = torch.arange(start, min(start + 32, len(rows))).numpy()
-            batch = {name: torch.from_numpy(values).long() for name, values in rows.fetch(wanted).items()}
+        for batch in in_turn(rows, len(rows)):
             parts.append(pair_scores(model, batch)[0])
     scores = torch.cat(parts)  # [P, 2], the better answer first
     better, worse = scores.unbind(1)
