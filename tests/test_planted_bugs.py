@@ -306,13 +306,6 @@ BUGS = [
         "tests/moe/test_native.py",
     ),
     (
-        "threads share no scratch memory",
-        "moe/attention.c",
-        "float *k = scratch + omp_get_thread_num() * each, *v = k + area",
-        "float *k = scratch, *v = k + area",
-        "tests/moe/test_native.py",
-    ),
-    (
         "nothing is compiled during a run",
         "moe/native.py",
         "if not built().exists():",
