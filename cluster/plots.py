@@ -71,7 +71,8 @@ def line_plot(lines: Sequence[Line], *, name: str, xlabel: str = "step", size: t
                 label=line.label,
             )
         axes.set_xlabel(xlabel)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole = all(float(step).is_integer() for line in lines for step in line.steps)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.02)
         if len(lines) > 1:

@@ -1,15 +1,15 @@
-"""How far a stage is: one live line on a terminal, a plain line now and then elsewhere."""
+"""How far a stage is: one live line on a terminal, a plain line now and then elsewhere, and what happened above it."""
 
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.tracker import FILE, alarms, parse_lines
+from cluster.tracker import FILE, alarms, incidents, parse_lines, read_metrics
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 POLL_EVERY = 0.5  # seconds between looks at metrics.jsonl
@@ -23,9 +23,11 @@ def clock(seconds: float) -> str:
 
 
 def shown_number(name: str, value: Any) -> str:
-    """A metric as a reader wants it: 'loss 4.21', '5,900 tok/s', 'rows 1,024'."""
+    """A metric as a reader wants it: 'loss 4.21', '5,900 tok/s', 'mfu 41%', 'rows 1,024'."""
     if name == "tokens_per_second":
         return f"{value:,.0f} tok/s"
+    if name == "mfu":
+        return f"mfu {value:.0%}"
     if isinstance(value, float):
         return f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.3g}"
     return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
@@ -96,13 +98,21 @@ def counter(label: str, total: int) -> Counter:
 
 
 @contextmanager
-def follow(folder: str | Path, label: str, total: int, show: Sequence[str] = ("loss",)) -> Iterator[None]:
+def follow(
+    folder: str | Path,
+    label: str,
+    total: int,
+    show: Sequence[str] = ("loss", "lr", "tokens_per_second", "mfu", "val/loss"),
+) -> Iterator[None]:
     """Progress of a stage that runs elsewhere, read from the metrics.jsonl that it appends to.
 
-    `show` names the metrics beside the step; `tokens_per_second` reads as '5,900 tok/s'. Alarms are told, each once.
+    `show` names the metrics beside the step. Alarms, incidents and new attempts are told, each once: the first attempt
+    goes on from where an earlier command stopped; one that begins while we look took the place of workers that died.
     """
     path, ended = Path(folder) / FILE, threading.Event()
-    told: set[tuple[int, str]] = set()
+    before = read_metrics(folder)
+    first = 1 + max((line.get("attempt", 1) for line in before), default=1) if path.exists() else 1
+    told = {(line["time"], text) for line in before for text in _events(line, first)}
 
     def newest() -> list[dict[str, Any]]:
         # The tail is read anew each time, for a stage that continues replaces the file.
@@ -118,12 +128,12 @@ def follow(folder: str | Path, label: str, total: int, show: Sequence[str] = ("l
 
     def look(bar: Counter) -> None:
         lines = newest()
-        for alarm in alarms(lines):
-            if alarm not in told:
-                told.add(alarm)
-                bar.say(f"{label}: alarm at step {alarm[0]}: {alarm[1]}")
+        for event in [(line["time"], text) for line in lines for text in _events(line, first)]:
+            if event not in told:
+                told.add(event)
+                bar.say(f"{label}: {event[1]}")
         if lines:
-            shown = {name: line[name] for line in lines for name in show if name in line}
+            shown = {name: line[name] for name in show for line in lines if name in line}
             bar.update(int(lines[-1]["step"]), **shown)
 
     def tail(bar: Counter) -> None:
@@ -131,7 +141,7 @@ def follow(folder: str | Path, label: str, total: int, show: Sequence[str] = ("l
             look(bar)
 
     with counter(label, total) as bar:
-        bar.begin_at(int(lines[-1]["step"]) if (lines := newest()) else 0)
+        bar.begin_at(int(before[-1]["step"]) if before else 0)
         thread = threading.Thread(target=tail, args=(bar,), daemon=True)
         thread.start()
         try:
@@ -140,3 +150,14 @@ def follow(folder: str | Path, label: str, total: int, show: Sequence[str] = ("l
             ended.set()
             thread.join()
             look(bar)
+
+
+def _events(line: Mapping[str, Any], first: int) -> list[str]:
+    """What a line of metrics.jsonl tells of beside what was measured; `first` is the attempt that a command began."""
+    step = f"step {line['step']:,}"
+    texts = [f"alarm at {step}: {text}" for _, text in alarms([line])]
+    texts += [f"{step}: {text}" for _, text in incidents([line])]
+    if "attempt" in line:
+        how = "resumed" if line["attempt"] == first else "a worker died and was replaced; going on"
+        texts.append(f"{how} at {step}")
+    return texts

@@ -9,9 +9,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from cluster.costs import Costs
 from cluster.run import JOBS, read_manifest
 from cluster.storage import write_file
-from cluster.tracker import alarms, read_metrics
+from cluster.tracker import alarms, incidents, read_metrics
 from conf.entry import job
 from conf.schema import Config, InputError
 
@@ -55,9 +56,11 @@ def page(run: str, folder: Path, stages: Sequence[str]) -> str:
         "Before and after reinforcement learning": _before_after(manifests),
         "The same prompts after each stage": _samples(samples) if "rl" in stages and samples.exists() else "",
         "Losses": _curves(rows, _TRAINED, _LOSS.fullmatch, "loss"),
+        "Against a dense twin": _twin(manifests, rows),
+        "Incidents": _told(rows, incidents),
         "Pairs ranked right": _curves(rows, ("reward",), re.compile(r"(?:.*/)?accuracy").fullmatch, "accuracy"),
         "Reinforcement learning": _rl(rows.get("rl", [])),
-        "Share of tokens per expert": _alarms(rows) + _loads(rows),
+        "Share of tokens per expert": _told(rows, alarms) + _loads(rows),
         "Learning rate": _curves(rows, _TRAINED, re.compile(r"(?:.*/)?lr").fullmatch, "learning rate"),
     }
     shown = {title: body for title, body in sections.items() if body}
@@ -136,6 +139,54 @@ def _curves(rows: Mapping[str, Rows], stages: Sequence[str], match: Callable[[st
     return _grid(figures)
 
 
+def _twin(manifests: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Rows]) -> str:
+    """The losses of the mixture and of its dense twin against what they cost, and the costs in numbers."""
+    if "base" not in manifests or "twin" not in manifests:
+        return ""
+    mixture, twin = Costs.of(rows["base"]), Costs.of(rows["twin"])
+    if mixture is None or twin is None or not twin.held_out or not mixture.held_out:
+        return ""
+    from cluster.plots import Line
+
+    both = {"mixture of experts": mixture, "dense twin": twin}
+    figures = []
+    for cost, unit in (("tokens", "tokens"), ("FLOPs", "floating-point operations"), ("wall clock", "seconds")):
+        columns = {
+            name: {"tokens": costs.tokens, "FLOPs": costs.flops, "wall clock": costs.seconds}[cost]
+            for name, costs in both.items()
+        }
+        scale, word = _scale(max(column[-1] for column in columns.values()))
+        lines = [Line(name, [x / scale for x in column], both[name].losses) for name, column in columns.items()]
+        figures.append(_figure(f"loss against {cost}", lines, prefix="twin: ", xlabel=f"{word}{unit}"))
+    final = twin.held_out[-1][1]
+    sizes = [manifests[stage]["metrics"] for stage in ("base", "twin")]
+    table = {
+        "parameters": [_number(size["parameters"]) for size in sizes],
+        "of these active for a token": [_number(size["active_parameters"]) for size in sizes],
+        "held-out loss at the end": [_number(costs.held_out[-1][1]) for costs in both.values()],
+        "tokens per second": [_number(costs.tokens_per_second) for costs in both.values()],
+        "time, evaluations left out": [_duration(costs.seconds[-1]) for costs in both.values()],
+        f"time until the twin's last held-out loss, {_number(final)}": [
+            "not reached" if (seconds := costs.until(final)) is None else _duration(seconds) for costs in both.values()
+        ],
+    }
+    body = "".join(
+        f'<tr><th>{escape(name)}</th>{"".join(f"""<td class="n">{cell}</td>""" for cell in cells)}</tr>'
+        for name, cells in table.items()
+    )
+    head = "".join(f'<th class="n">{name}</th>' for name in both)
+    return (
+        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"{_grid(figures)}"
+    )
+
+
+def _scale(largest: float) -> tuple[float, str]:
+    """What to divide numbers up to `largest` by, and the word for it."""
+    names = ((1e18, "10^18 "), (1e15, "10^15 "), (1e12, "10^12 "), (1e9, "billion "), (1e6, "million "))
+    return next(((scale, word) for scale, word in names if largest >= scale), (1.0, ""))
+
+
 def _rl(rows: Rows) -> str:
     figures = []
     for title, pattern in _RL_PLOTS.items():
@@ -170,11 +221,11 @@ def _grid(figures: Sequence[str]) -> str:
     return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
-def _alarms(rows: Mapping[str, Rows]) -> str:
-    """What the router's doctor said."""
-    found = [(stage, step, text) for stage in _TRAINED for step, text in alarms(rows.get(stage, []))]
+def _told(rows: Mapping[str, Rows], what: Callable[[Rows], Sequence[tuple[int, str]]]) -> str:
+    """What was said at which step of which stage."""
+    found = [(stage, step, text) for stage in _TRAINED for step, text in what(rows.get(stage, []))]
     items = "".join(f"<li><b>{stage}, step {step:,}</b> {escape(text)}</li>" for stage, step, text in found)
-    return f'<ul class="alarms">{items}</ul>' if items else ""
+    return f'<ul class="told">{items}</ul>' if items else ""
 
 
 def _loads(rows: Mapping[str, Rows]) -> str:

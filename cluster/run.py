@@ -16,7 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import MANIFEST, Damaged, read_json, seal, sha256, verify, write_json
+from cluster import fault
+from cluster.storage import MANIFEST, Damaged, read_json, read_sealed, seal, sha256, verify, write_json
 from cluster.tracker import FILE as METRICS
 from cluster.tracker import from_json, to_json
 from conf.schema import Config, InputError
@@ -27,6 +28,7 @@ JOBS = {  # stage: the module whose job makes it
     "tokens": "trainers.tokens",
     "tasks": "trainers.tasks",
     "base": "trainers.pretrain",
+    "twin": "trainers.twin",
     "chat": "trainers.sft",
     "ranked": "rlhf.rank",
     "reward": "trainers.reward",
@@ -80,6 +82,7 @@ def open_stage(cfg: Config, name: str, *, reads: Sequence[str], settings: Mappin
     `{"model": cfg.model, "optim": cfg.optim}`. Raises `InputError` when a stage it reads is not there, when another
     process holds it, or when it was begun with other settings or inputs and `run.rebuild` is false.
     """
+    fault.check(cfg.run)
     folder = cfg.run.folder / name
     with locked(cfg.run.folder / f".{name}.lock", f"stage {name} of {folder.parent}"):
         intent = {
@@ -128,8 +131,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """A finished stage's manifest, with NaN and infinities in its metrics as numbers. Raises `Damaged` without one."""
-    manifest = read_json(Path(folder) / MANIFEST)
+    """A finished stage's manifest, with NaN and infinities in its metrics as numbers.
+
+    Raises `Damaged` where there is none, or a changed one.
+    """
+    manifest = read_sealed(folder)
     return {**manifest, "metrics": from_json(manifest["metrics"])}
 
 

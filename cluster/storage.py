@@ -2,6 +2,10 @@
 
 The order is everywhere the same: a temporary name, fsync, the manifest last, rename, fsync of the parent. A process
 killed at any moment leaves the old content or the new one; what it left under a temporary name is thrown away.
+
+A manifest has the sha256 of every file of its folder and, last, of itself. A file that it does not name is left alone,
+not an error: who reads a folder opens files by their exact names, and the trash that a desktop or a network file system
+leaves must not cost a checkpoint.
 """
 
 import hashlib
@@ -14,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cluster import fault
 
 MANIFEST = "manifest.json"
 
@@ -49,7 +55,11 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    write_file(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_file(path, _text(value))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:
@@ -75,26 +85,50 @@ def seal(folder: Path, extra: dict[str, Any] | None = None, *, without: tuple[st
     # Some lie inside others, and are gone by their turn.
     for leftover in sorted(folder.rglob("*.tmp")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    write_manifest(folder, {**(extra or {}), **digests(folder, without=without)})
+
+
+def digests(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Flush every file of `folder`; returns `files` {relative path: sha256} and `bytes` {relative path: size}."""
     files = contents(folder, without=without)
     for path in files:
         fsync(path)
     for path in sorted({path.parent for path in files} | {folder}):
         fsync(path)
-    names = {path: path.relative_to(folder).as_posix() for path in files}
-    write_json(
-        folder / MANIFEST,
-        {
-            **(extra or {}),
-            "files": {names[path]: sha256(path) for path in files},
-            "bytes": {names[path]: path.stat().st_size for path in files},
-        },
-    )
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {
+        "files": {name: sha256(path) for name, path in names.items()},
+        "bytes": {name: path.stat().st_size for name, path in names.items()},
+    }
+
+
+def write_manifest(folder: Path, body: dict[str, Any]) -> None:
+    """Write `body` as the folder's manifest, with its own sha256 as `sealed`."""
+    write_json(folder / MANIFEST, {**body, "sealed": _seal_of(body)})
+
+
+def read_sealed(folder: str | Path) -> dict[str, Any]:
+    """The folder's manifest. Raises `Damaged` if it is missing or a byte of it is not what `write_manifest` wrote."""
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path)
+    try:
+        body = {name: value for name, value in manifest.items() if name != "sealed"}
+        whole = _text({**body, "sealed": _seal_of(body)}).encode() == path.read_bytes()
+    except (AttributeError, ValueError):  # no object, or a number or a letter that is never written
+        whole = False
+    if not whole:
+        raise Damaged(f"{path} was changed after it was written, or written without a seal")
+    return dict(manifest)
+
+
+def _seal_of(body: dict[str, Any]) -> str:
+    return hashlib.sha256(_text(body).encode()).hexdigest()
 
 
 def verify(folder: str | Path, *, quick: bool = False) -> None:
     """Raise `Damaged`, naming the file, if one differs from the folder's manifest; `quick` compares only sizes."""
     folder = Path(folder)
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_sealed(folder)
     for name, size in manifest["bytes"].items():
         path = folder / name
         if not path.is_file():
@@ -109,38 +143,101 @@ def verify(folder: str | Path, *, quick: bool = False) -> None:
 def committed(final: str | Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it becomes `final`, whole and with its manifest."""
     final = Path(final)
-    aside, old = final.with_name(final.name + ".tmp"), final.with_name(final.name + ".old.tmp")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    aside = final.with_name(final.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
+        fault.at("save.begun")
         yield aside
+        fault.at("save.written")
         seal(aside)
+        fault.at("save.sealed")
+        publish(aside, final)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Give a sealed folder its name. What had the name is `.<name>.old` until then, so that there always is one."""
+    old = final.with_name(f".{final.name}.old")
     if final.exists():
+        _drop(old)
         final.rename(old)
     aside.rename(final)
     fsync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    fault.at("save.renamed")
+    _drop(old)
+
+
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"step-{step:08d}"
 
 
 def save_checkpoint(folder: str | Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Commit `folder/step-00000100` as filled by `write`, then drop all but the newest `keep`. Returns its path."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:08d}"
+    """Commit the checkpoint of `step` as filled by `write`, then drop all but the newest `keep`. Returns its path."""
+    final = checkpoint_path(folder, step)
+    drop_leftovers(final.parent, but="")
     with committed(final) as aside:
         write(aside)
-    for _, old in _checkpoints(folder)[keep:]:
-        shutil.rmtree(old)
+    prune(final.parent, step, keep)
     return final
 
 
-def newest_checkpoint(folder: str | Path) -> tuple[int, Path] | None:
-    """The newest checkpoint that verifies, as (step, folder). Damaged ones are named on stderr and passed over."""
+def prune(folder: Path, step: int, keep: int, *, every: int = 0, best: bool = False) -> None:
+    """Drop checkpoints but the newest `keep`, those whose step `every` divides and, if `best`, the lowest `score`.
+
+    The run has just saved `step`: what is there of later steps was passed over as damaged or given up by going back,
+    and is dropped as well.
+    """
+    drop_checkpoints(folder, after=step)
+    found = _checkpoints(folder)
+    kept = {path for place, (number, path) in enumerate(found) if place < keep or (every and number % every == 0)}
+    scores = [(score, number, path) for number, path in found if (score := _score(path)) is not None]
+    if best and scores:
+        kept.add(min(scores)[2])
+    for _, path in found:
+        if path not in kept:
+            _drop(path)
+    fault.at("save.pruned")
+
+
+def drop_checkpoints(folder: Path, *, after: int) -> None:
+    """Remove the checkpoints of later steps than `after`, the newest first."""
+    for step, path in _checkpoints(folder):
+        if step > after:
+            _drop(path)
+
+
+def _drop(path: Path) -> None:
+    gone = path.with_name(path.name + ".tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    if path.exists():
+        path.rename(gone)  # at once: nothing looks like a damaged checkpoint if the removal is cut short
+        shutil.rmtree(gone)
+
+
+def drop_leftovers(folder: Path, *, but: str) -> None:
+    """Remove what a killed process has left in `folder`, except for the unfinished checkpoint named `but`."""
+    for path in folder.glob("*step-*.tmp"):
+        if path.name != but:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*.old"):
+        replaced = folder / path.name[1:].removesuffix(".old")
+        if replaced.exists():
+            _drop(path)
+        else:  # the kill came before its successor had the name
+            path.rename(replaced)
+
+
+def newest_checkpoint(folder: str | Path, *, at_most: int | None = None) -> tuple[int, Path] | None:
+    """The newest checkpoint that verifies, of a step up to `at_most` if given, as (step, folder).
+
+    Damaged ones are named on stderr and passed over.
+    """
     for step, path in _checkpoints(Path(folder)):
+        if at_most is not None and step > at_most:
+            continue
         try:
             verify(path)
         except Damaged as error:
@@ -151,5 +248,14 @@ def newest_checkpoint(folder: str | Path) -> tuple[int, Path] | None:
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    found = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*")]
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+    """Newest first. Of a step that is being saved again, the one to be replaced comes second, if it is still there."""
+    found = [(re.fullmatch(r"(\.)?step-(\d+)(?(1)\.old)", path.name), path) for path in folder.glob("*step-*")]
+    ordered = sorted((-int(match[2]), bool(match[1]), path) for match, path in found if match)
+    return [(-step, path) for step, _, path in ordered]
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        return read_sealed(checkpoint).get("score")
+    except Damaged:
+        return None

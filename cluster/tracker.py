@@ -1,9 +1,19 @@
-"""Metrics of a stage: always appended to metrics.jsonl, and to Weights & Biases when asked."""
+"""Metrics of a stage: always appended to metrics.jsonl, and to Weights & Biases when asked.
 
-import hashlib
+A line of its own says what is no measurement: `attempt` (the stage was cut short and goes on from this step) and
+`incident` (what was noticed at it, and what was done).
+
+metrics.jsonl has each step once, and W&B is filled up from it: a process that is killed takes along what W&B's client
+has not sent or, offline, written yet. Steps that are taken again after a kill have the values that W&B already has, so
+they are not sent twice. W&B cannot unsay a line: after a rollback its curves go back and show both ways.
+"""
+
 import json
 import math
+import os
 import re
+import secrets
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -44,6 +54,11 @@ def alarms(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
     return [(line["step"], text) for line in lines for name, text in line.items() if _ALARM.fullmatch(name)]
 
 
+def incidents(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """(step, text) of every incident, in order."""
+    return [(line["step"], line["incident"]) for line in lines if "incident" in line]
+
+
 class Tracker:
     """`with Tracker(folder, cfg.tracker, run=cfg.run.name, stage="base", step=120) as tracker: tracker.log(...)`.
 
@@ -53,23 +68,48 @@ class Tracker:
     def __init__(self, folder: str | Path, cfg: Settings, *, run: str, stage: str, step: int = 0) -> None:
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE
-        if path.exists():
-            kept = [
-                json.dumps(to_json(line), ensure_ascii=False) for line in read_metrics(folder) if line["step"] <= step
-            ]
-            write_file(path, "".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
-        self._wandb = _wandb(folder, cfg, run, stage) if cfg.kind is TrackerKind.wandb else None
+        self._path = folder / FILE
+        again = self._path.exists()
+        attempt = 1 + max((line.get("attempt", 1) for line in read_metrics(folder)), default=1)
+        self._keep(step)
+        self._wandb: Any = None
+        self._known = 0.0  # the last step that W&B has seen
+        if cfg.kind is TrackerKind.wandb:
+            self._wandb, self._known = _wandb(folder, cfg, run, stage)
+            for line in read_metrics(folder):
+                self._send(line)
+        if again:
+            self.log({"attempt": attempt}, step)
+
+    def _keep(self, step: int) -> None:
+        """Drop the lines of later steps, all at once, and open the file to append."""
+        if self._path.exists():
+            kept = [to_json(line) for line in read_metrics(self._path.parent) if line["step"] <= step]
+            write_file(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after `step`, for these will be taken again."""
+        self._file.close()
+        self._keep(step)
+        self._known = min(self._known, step)
+
+    def sync(self) -> None:
+        """Wait until what was logged is on the disk, as a checkpoint that is about to count on it needs."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def log(self, values: Mapping[str, float | str], step: int) -> None:
         """Append one line: the step, the time in seconds since 1970, and `values`; an alarm is a text."""
         line = {"step": step, "time": round(time.time(), 3), **{name: _plain(value) for name, value in values.items()}}
         self._file.write(json.dumps(to_json(line), ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            # The step is a column, not W&B's own counter, which refuses the steps that a continued run takes again.
-            self._wandb.log({**values, "step": step})
+        self._send(line)
+
+    def _send(self, line: Mapping[str, Any]) -> None:
+        if self._wandb is not None and line["step"] >= self._known:
+            # The step is a column: W&B's own counter takes none twice.
+            self._wandb.log({name: value for name, value in line.items() if name != "time"})
 
     def __enter__(self) -> Self:
         return self
@@ -88,20 +128,35 @@ def _plain(value: Any) -> float | int | str:
     return float(value)  # a 0-dimensional tensor or array
 
 
-def _wandb(folder: Path, cfg: Settings, run: str, stage: str) -> Any:
+def _wandb(folder: Path, cfg: Settings, run: str, stage: str) -> tuple[Any, float]:
+    """The session, and the last step that the W&B run has seen."""
     import wandb  # loads slowly, and only who tracks there needs it
 
+    # What an earlier attempt left for `wandb sync` will all be in the new file, and its own was perhaps cut short.
+    for old in (folder / "wandb").glob("offline-run-*"):
+        shutil.rmtree(old)
     session = wandb.init(
         project=cfg.project,
         entity=cfg.entity or None,
         mode=cfg.mode.value,
         dir=str(folder),  # absolute: the working directory of a Ray job is deleted with it
-        id=hashlib.sha256(f"{folder}\0{stage}".encode()).hexdigest()[:16],
-        resume="allow" if cfg.mode.value == "online" else None,
+        id=_identity(folder / "wandb" / "id"),
+        resume="allow",
         name=f"{run}/{stage}",
         group=run,
         job_type=stage,
-        settings=wandb.Settings(silent=True, console="off"),
+        # Neither the command line nor the git remote nor the list of packages: they may hold what is secret.
+        settings=wandb.Settings(
+            silent=True, console="off", x_disable_meta=True, disable_git=True, x_save_requirements=False
+        ),
     )
     session.define_metric("*", step_metric="step")
-    return session
+    return session, session.summary.get("step", 0)
+
+
+def _identity(kept: Path) -> str:
+    """The W&B run of this folder, the same in every attempt; a stage that is made anew in its place gets another."""
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        write_file(kept, secrets.token_hex(8))
+    return kept.read_text()

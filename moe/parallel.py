@@ -178,15 +178,19 @@ def reduce_gradients(model: nn.Module) -> None:
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     """Scale the summed gradients, in place, to a global norm of at most `limit`; returns the norm before, []."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if not any(isinstance(gradient, DTensor) for gradient in gradients):
-        return nn.utils.clip_grad_norm_(model.parameters(), limit)
-    squares = torch.stack([own(gradient).square().sum() / _copies(gradient) for gradient in gradients]).sum()
-    dist.all_reduce(squares)
-    norm = squares.sqrt()
+    norm = total_norm(gradients)
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        own(gradient).mul_(scale)
+    torch._foreach_mul_([own(gradient) for gradient in gradients], scale)
     return norm
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """Norm [] of all numbers of `tensors`, spread or the same on all workers, which call together if any is spread."""
+    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+        return nn.utils.get_total_norm(tensors)
+    squares = torch.stack([own(tensor).square().sum() / _copies(tensor) for tensor in tensors]).sum()
+    dist.all_reduce(squares)
+    return squares.sqrt()
 
 
 def _copies(tensor: Tensor) -> int:
@@ -197,3 +201,30 @@ def _copies(tensor: Tensor) -> int:
     for dim, placement in enumerate(tensor.placements):
         count *= tensor.device_mesh.size(dim) if placement.is_replicate() else 1
     return count
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def fixed_sum(parts: dict[int, Tensor], slots: int) -> Tensor:
+    """The sum of a tensor from each of `slots` slots, added in one fixed order whoever holds which.
+
+    Of W workers, worker r gives the slots that are r modulo W; W divides `slots`, a power of two. Slot s is added to
+    slot s + n/2 of the n that are left, so that a worker first adds what it has itself.
+    """
+    world = world_size()
+    held = dict(parts)
+    while slots > 1:
+        if slots == world:
+            mine = held[dist.get_rank()]
+            gathered = [torch.empty_like(mine) for _ in range(world)]
+            dist.all_gather(gathered, mine)
+            held = dict(enumerate(gathered))
+        slots //= 2
+        held = {slot: value + held[slot + slots] for slot, value in held.items() if slot < slots}
+    return held[0]

@@ -48,3 +48,42 @@ def test_an_alarm_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     alarm, last = capsys.readouterr().out.splitlines()
     assert alarm == "base: alarm at step 1: layer 1: expert 0 gets no token"
     assert last.startswith("base  3/3  100%  loss 3  in ")
+
+
+def test_what_happens_is_told_above_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def begin(step: int) -> Tracker:
+        return Tracker(tmp_path, schema.Tracker(), run="r", stage="base", step=step)
+
+    look = 1.5 * progress.POLL_EVERY
+    with begin(0) as tracker:
+        tracker.log({"loss": 3.0}, 20)
+        tracker.log({"incident": "told by an earlier command"}, 20)
+    with progress.follow(tmp_path, "base", 80):
+        with begin(20) as tracker:
+            tracker.log({"loss": 2.0, "lr": 0.0021, "tokens_per_second": 5900.2, "mfu": 0.412}, 40)
+            tracker.log({"val/loss": 2.5}, 40)
+            tracker.log({"incident": "loss 9.1 is 31 deviations above the median 2.0: skipped"}, 53)
+            time.sleep(look)
+        with begin(40):
+            time.sleep(look)
+        with begin(40) as tracker:
+            tracker.log({"loss": 1.0}, 80)
+    *told, last = capsys.readouterr().out.splitlines()
+    assert told == [
+        "base: resumed at step 20",
+        "base: step 53: loss 9.1 is 31 deviations above the median 2.0: skipped",
+        "base: a worker died and was replaced; going on at step 40",
+        "base: a worker died and was replaced; going on at step 40",
+    ]
+    assert last.startswith("base  80/80  100%  loss 1  lr 0.0021  5,900 tok/s  mfu 41%  val/loss 2.5  in ")
+
+
+def test_a_first_attempt_is_no_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def begin() -> Tracker:
+        return Tracker(tmp_path, schema.Tracker(), run="r", stage="base")
+
+    with progress.follow(tmp_path, "base", 8):
+        begin().__exit__(None, None, None)
+        with begin():
+            time.sleep(1.5 * progress.POLL_EVERY)
+    assert capsys.readouterr().out.splitlines()[:-1] == ["base: a worker died and was replaced; going on at step 0"]

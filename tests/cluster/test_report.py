@@ -6,6 +6,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,15 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.costs import Costs
 from cluster.plots import Line, Panel, heat_map, line_plot
 from cluster.report import load_table, main
+from cluster.storage import write_manifest
 from conf.schema import Config, InputError, Run
 
 
-def stage(run: Path, name: str, metrics: dict[str, float], rows: list[dict[str, float | str]]) -> None:
+def stage(run: Path, name: str, metrics: Mapping[str, float], rows: Sequence[Mapping[str, float | str]]) -> None:
     folder = run / name
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"stage": name, "metrics": metrics, "seconds": 125.4}))
+    write_manifest(folder, {"stage": name, "metrics": dict(metrics), "seconds": 125.4})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -39,6 +42,7 @@ def fill(run: Path) -> None:
         [
             {"step": 0, "time": 1, "loss": 8.0, "lr": 0.0, **loads},
             {"step": 10, "time": 2, "loss": 4.25, "val/loss": 4.5, "moe/1/alarm/dead": "layer 1: <ill>"},
+            {"step": 11, "time": 3, "incident": "loss 9 > 8: skipped"},
         ],
     )
     stage(run, "chat", {"form_ok": 0.82, "rhyme_ok": 0.1, "only_chat": 1}, [{"step": 1, "time": 1, "loss": "nan"}])
@@ -85,6 +89,8 @@ def test_report_shows_what_the_stages_measured(cfg: Config) -> None:
     assert "<th>only_chat</th>" not in text
     assert '<td style="--load:75%">75</td><td style="--load:25%">25</td>' in text
     assert "<li><b>base, step 10</b> layer 1: &lt;ill&gt;</li>" in text
+    assert "<li><b>base, step 11</b> loss 9 &gt; 8: skipped</li>" in text
+    assert "dense twin" not in text
 
 
 def test_report_escapes_and_sets_verse_in_lines(cfg: Config) -> None:
@@ -145,3 +151,55 @@ def test_load_table_takes_the_last_measured_step() -> None:
     ]
     assert load_table([*rows, {"step": 12, "loss": 1.0}]) == ([[0.6, 0.4]], 9)
     assert load_table([]) == ([], 0)
+
+
+def line(step: int, loss: float, seconds: float, **more: float) -> dict[str, float]:
+    """Of a model that took 30 tokens and 2e9 operations a step, and `seconds` for each since the last line."""
+    return {"step": step, "loss": loss, "tokens": 30 * step, "flops": 2e9 * step, "time/step": seconds, **more}
+
+
+def test_costs_are_summed_over_the_steps() -> None:
+    lines: list[Mapping[str, float]] = [
+        line(5, 8.0, 0.2),
+        {"step": 8, "val/loss": 7.0},  # between two logged steps
+        line(10, 6.0, 0.4),
+        {"step": 10, "val/loss": 6.5},
+        {"step": 10, "attempt": 2},
+        line(20, 4.0, 0.1),
+        {"step": 20, "val/loss": 4.5},
+    ]
+    costs = Costs.of(lines)
+    assert costs is not None
+    assert costs.seconds == [1.0, 3.0, 4.0] and costs.tokens == [150, 300, 600] and costs.flops[-1] == 4e10
+    assert [seconds for seconds, _ in costs.held_out] == pytest.approx([2.2, 3.0, 4.0])
+    assert costs.tokens_per_second == 150
+    assert costs.until(7.0) == pytest.approx(2.2) and costs.until(9.0) == pytest.approx(2.2)
+    assert costs.until(5.5) == pytest.approx(3.5)  # halfway between two evaluations
+    assert costs.until(4.0) is None
+    assert Costs.of([{"step": 1, "loss": 2.0}]) is None
+
+
+def test_a_dense_twin_is_drawn_against_what_both_cost(cfg: Config) -> None:
+    sizes = {"parameters": 5_900_000, "active_parameters": 2_350_000}
+    mixture = [line(10, 6.0, 2.0), {"step": 10, "val/loss": 6.0}, line(20, 4.0, 2.0), {"step": 20, "val/loss": 4.0}]
+    stage(cfg.run.folder, "base", sizes, mixture)
+    dense = [line(10, 6.5, 1.0), {"step": 10, "val/loss": 6.5}, line(20, 5.0, 1.0), {"step": 20, "val/loss": 5.0}]
+    stage(cfg.run.folder, "twin", {"parameters": 2_400_000, "active_parameters": 2_400_000}, dense)
+    main(cfg)
+    text = (cfg.run.folder / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    for title in ("tokens", "FLOPs", "wall clock"):
+        assert f"<b>loss against {title}</b><span>last: mixture of experts 4 · dense twin 5</span>" in text
+    assert "billion floating-point operations" in text
+    rows = {
+        "parameters": ("5,900,000", "2,400,000"),
+        "of these active for a token": ("2,350,000", "2,400,000"),
+        "held-out loss at the end": ("4", "5"),
+        "tokens per second": ("15", "30"),
+        "time, evaluations left out": ("40 s", "20 s"),
+        "time until the twin&#x27;s last held-out loss, 5": ("30 s", "20 s"),
+    }
+    for name, (ours, theirs) in rows.items():
+        assert f'<tr><th>{name}</th><td class="n">{ours}</td><td class="n">{theirs}</td></tr>' in text

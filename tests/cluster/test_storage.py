@@ -1,6 +1,7 @@
 """Commits are whole or absent, and damage is named."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -41,7 +42,9 @@ def test_committed_writes_a_manifest_and_verify_names_the_damage(tmp_path: Path)
         assert not (tmp_path / "out").exists()
     out = tmp_path / "out"
     manifest = storage.read_json(out / "manifest.json")
+    sealed = manifest.pop("sealed")
     assert manifest == {"files": {"sub/b": hashlib.sha256(b"12345").hexdigest()}, "bytes": {"sub/b": 5}}
+    assert sealed == hashlib.sha256((json.dumps(manifest, indent=2) + "\n").encode()).hexdigest()
     storage.verify(out)
     (out / "sub" / "b").write_bytes(b"12346")
     storage.verify(out, quick=True)  # the size is right
@@ -53,6 +56,70 @@ def test_committed_writes_a_manifest_and_verify_names_the_damage(tmp_path: Path)
     (out / "sub" / "b").unlink()
     with pytest.raises(storage.Damaged, match=r"sub/b is missing"):
         storage.verify(out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"sealed"', '"note": 1, "sealed"'),
+        lambda text: text.replace('"bytes"', '"note": 1,\n  "bytes"'),
+        lambda text: text + " ",
+        lambda text: text.replace(": 5", ":  5"),
+        lambda text: text.replace(": 5", ": 6"),
+        lambda text: text.replace('"sealed"', '"Sealed"'),
+        lambda text: text.replace(": 5", ": NaN"),
+        lambda text: text.replace("sub/b", "\\ud800"),
+        lambda text: "[]",
+        lambda text: text[:-1],
+    ],
+)
+def test_a_manifest_notices_that_it_was_changed(tmp_path: Path, change: Callable[[str], str]) -> None:
+    with storage.committed(tmp_path / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_bytes(b"12345")
+    manifest = tmp_path / "out" / "manifest.json"
+    assert change(manifest.read_text()) != manifest.read_text()
+    manifest.write_text(change(manifest.read_text()))
+    for quick in (True, False):
+        with pytest.raises(storage.Damaged, match=r"manifest.json was changed after it was written"):
+            storage.verify(tmp_path / "out", quick=quick)
+
+
+def test_what_the_manifest_does_not_name_is_left_alone(tmp_path: Path) -> None:
+    with storage.committed(tmp_path / "out") as folder:
+        (folder / "a").write_text("first")
+    (tmp_path / "out" / ".DS_Store").write_text("a desktop was here")
+    storage.verify(tmp_path / "out")
+
+
+def test_the_newest_checkpoint_up_to_a_step(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        storage.save_checkpoint(tmp_path, step, fill(str(step)), keep=3)
+    for name in ("step-00000040.tmp", "step-x", "ray-1", "step-00000050.old", ".step-00000060"):
+        (tmp_path / name).mkdir()
+    assert storage.newest_checkpoint(tmp_path) == (30, tmp_path / "step-00000030")
+    assert storage.newest_checkpoint(tmp_path, at_most=29) == (20, tmp_path / "step-00000020")
+    assert storage.newest_checkpoint(tmp_path, at_most=20) == (20, tmp_path / "step-00000020")
+    assert storage.newest_checkpoint(tmp_path, at_most=9) is None
+    storage.drop_checkpoints(tmp_path, after=10)
+    assert storage.newest_checkpoint(tmp_path) == (10, tmp_path / "step-00000010")
+
+
+def test_a_save_ends_the_future_that_was_given_up(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        storage.save_checkpoint(tmp_path, step, fill(str(step)), keep=3)
+    storage.save_checkpoint(tmp_path, 15, fill("again"), keep=1)  # the newest, though not the latest
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000015"]
+
+
+def test_a_checkpoint_that_is_about_to_be_replaced_counts_until_then(tmp_path: Path) -> None:
+    storage.save_checkpoint(tmp_path, 7, fill("old"), keep=1)
+    (tmp_path / "step-00000007").rename(tmp_path / ".step-00000007.old")  # killed between two renames
+    found = storage.newest_checkpoint(tmp_path)
+    assert found == (7, tmp_path / ".step-00000007.old")
+    storage.save_checkpoint(tmp_path, 7, fill("new"), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+    assert (tmp_path / "step-00000007" / "weights").read_text() == "new"
 
 
 def test_committed_leaves_nothing_behind_an_error_and_replaces_what_was_there(tmp_path: Path) -> None:
