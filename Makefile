@@ -9,10 +9,16 @@ NATIVE := .venv/.native
 # code to a machine with CUDA.
 MEGABLOCKS := --no-cache-dir --no-build-isolation --no-deps megablocks==0.10.0 stanford-stk==0.7.1
 MEGABLOCKS_CPU := .venv/megablocks-cpu
+
+# lm-evaluation-harness and what it imports that is not there already, save what only some of its metrics need.
+LM_EVAL_PACKAGES := lm-eval==0.4.13 evaluate==0.4.6 more-itertools==11.2.1 sqlitedict==2.1.0 tenacity==9.2.1 \
+	word2number==1.1 pytablewriter==1.2.1 DataProperty==1.1.0 tabledata==1.3.4 tcolorpy==0.1.7 typepy==1.3.4 \
+	mbstrdecoder==1.1.4 pathvalidate==3.3.1 chardet==7.7.0 pytz==2026.6
+LM_EVAL := .venv/lm-eval
 NVCC := $(if $(CUDA_HOME),$(CUDA_HOME)/bin/)nvcc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test check bench serve gpu megablocks-cpu clean
+.PHONY: help setup native demo test check bench serve gpu megablocks-cpu lm-eval clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -71,6 +77,13 @@ megablocks-cpu: $(MEGABLOCKS_CPU)/.installed  ## what compares MegaBlocks with o
 $(MEGABLOCKS_CPU)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(MEGABLOCKS_CPU) $(MEGABLOCKS)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(MEGABLOCKS_CPU) --no-deps triton==3.7.1
+	touch $@
+
+lm-eval: $(LM_EVAL)/.installed  ## lm-evaluation-harness, for PYTHONPATH=.venv/lm-eval python -m lm_eval
+
+# Beside site-packages as well: its tasks are large, and what it would upgrade is pinned here.
+$(LM_EVAL)/.installed: | $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(LM_EVAL) --no-deps $(LM_EVAL_PACKAGES)
 	touch $@
 
 clean:  ## remove caches and build leftovers; keeps runs/ and .venv

@@ -34,6 +34,7 @@ class Run:
     dir: str = "runs"
     seed: int = 0
     rebuild: bool = False  # a stage whose config or inputs changed: false refuses, true sets the old one aside
+    faults: bool = False  # let FAULT=<point>:<count>:<action> in the environment hurt this run; for tests
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name in {".", ".."}:
@@ -63,6 +64,9 @@ class Model:
     init_std: float = 0.02
     balance_coef: float = 0.01  # load-balancing loss (Switch Transformer), divided by the number of layers
     z_coef: float = 0.001  # router z-loss (ST-MoE), divided by the number of layers
+    # In training the router's input is multiplied by noise from [1 - jitter, 1 + jitter] (Switch Transformer). Later
+    # stages know of it by Mixtral's config.json; Qwen3-MoE's has no field for it, and only the first stage has noise.
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         names = "hidden_size layers heads kv_heads head_dim experts top_k expert_size context rope_theta norm_eps"
@@ -78,6 +82,7 @@ class Model:
             raise InputError(
                 f"model.top_k={self.top_k} must be at most model.experts={self.experts}; try model.top_k={self.experts}"
             )
+        _share("model", self, "jitter")
         for name in ("balance_coef", "z_coef"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name}={getattr(self, name)} must not be negative")
@@ -188,6 +193,59 @@ class Doctor:
         _share("doctor", self, "min_entropy", "min_balance")
 
 
+class SpikeAction(Enum):
+    none = "none"  # only a step that is not finite is skipped
+    skip = "skip"  # leave the step's rows out
+    rollback = "rollback"  # go back to a checkpoint and leave out all rows since
+    stop = "stop"
+
+
+@dataclass(kw_only=True)
+class Spikes:
+    """What counts as a spike of the loss or of the gradient's norm in the supervised stages, and what is then done.
+
+    Deviations are from the median of the steps accepted lately, in median absolute differences of neighbouring steps,
+    scaled to a normal distribution's standard deviation; norms are compared by their logarithm. Each incident is
+    written to <stage>/incidents with the documents of its rows.
+    """
+
+    action: SpikeAction = SpikeAction.skip
+    window: int = 64  # accepted steps that are remembered
+    warmup: int = 20  # of them must be there before a step is judged; what is not finite is always caught
+    loss_deviations: float = 10.0
+    norm_deviations: float = 20.0  # a norm up to optim.clip is never a spike
+    rollback_steps: int = 10  # go back at least so many steps
+    limit: int = 20  # incidents in the last `window` steps before the stage ends: data or settings are at fault
+
+    def __post_init__(self) -> None:
+        _positive("spikes", self, "window", "loss_deviations", "norm_deviations", "rollback_steps", "limit")
+        if not 2 <= self.warmup <= self.window:
+            raise InputError(f"spikes.warmup={self.warmup} must lie in [2, spikes.window={self.window}]")
+        if self.limit > self.window:
+            raise InputError(
+                f"spikes.limit={self.limit} must be at most spikes.window={self.window}: it counts in there"
+            )
+
+
+class OnError(Enum):
+    stop = "stop"
+    go_on = "go_on"  # say so and train on; what was saved before stays
+
+
+@dataclass(kw_only=True)
+class Checkpoints:
+    """How the supervised stages save; when and how many, say `save_every` and `keep` of each stage."""
+
+    asynchronous: bool = True  # training goes on while a checkpoint is written
+    best: bool = False  # also keep the one with the lowest held-out loss
+    every: int = 0  # also keep those whose step this number divides; 0: none
+    on_error: OnError = OnError.stop  # when a checkpoint cannot be written
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise InputError(f"checkpoints.every={self.every} must not be negative")
+
+
 @dataclass(kw_only=True)
 class Corpus:
     """Raw text to clean documents: read, normalise, drop exact duplicates, split by hash."""
@@ -275,9 +333,15 @@ class Optimizer(Enum):
     muon = "muon"
 
 
+class Schedule(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    wsd = "wsd"  # warm up, stay, decay over the last `optim.decay_share` of the steps (Hu et al. 2024)
+
+
 @dataclass(kw_only=True)
 class Optim:
-    """Warm-up and cosine decay, shared by the supervised stages (each scales `lr`).
+    """Warm-up and decay, shared by the supervised stages (each scales `lr`).
 
     `muon` moves the matrices of attention and experts by orthogonalised momentum and the rest by AdamW.
     """
@@ -288,7 +352,11 @@ class Optim:
     muon_momentum: float = 0.95
     min_lr_ratio: float = 0.1
     warmup: float = 0.02  # share of the steps
+    schedule: Schedule = Schedule.cosine
+    decay_share: float = 0.2  # of the steps, for schedule=wsd
     weight_decay: float = 0.1
+    no_decay: list[str] = field(default_factory=list)  # globs over names of matrices that do not decay either
+    ema: float = 0.0  # average the weights with this decay a step; the average is the stage's model. 0: none
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -296,7 +364,9 @@ class Optim:
 
     def __post_init__(self) -> None:
         _positive("optim", self, "lr", "eps", "clip", "muon_rms")
-        _share("optim", self, "min_lr_ratio", "warmup", "beta1", "beta2", "muon_momentum")
+        _share("optim", self, "min_lr_ratio", "warmup", "decay_share", "beta1", "beta2", "muon_momentum", "ema")
+        if self.ema == 1:
+            raise InputError("optim.ema=1.0 would never leave the first weights; try optim.ema=0.999")
 
 
 @dataclass(kw_only=True)
@@ -305,32 +375,56 @@ class Fit:
 
     steps: int
     batch_rows: int  # rows per step over all workers
+    batch_tokens: int = 0  # instead of batch_rows: as many rows as hold so many tokens
+    ramp: float = 0.0  # the batch grows linearly over this share of the steps, from ramp_from of its size
+    ramp_from: float = 0.25
     accumulate: int = 1  # micro-batches per step
     lr_scale: float = 1.0  # times optim.lr
     eval_every: int = 100
     eval_rows: int = 512
     save_every: int = 100
     keep: int = 2  # checkpoints kept while training
+    patience: int = 0  # stop after so many evaluations without a lower held-out loss; 0: never
     log_every: int = 5
 
     def check(self, name: str) -> None:
         _positive(name, self, "steps", "batch_rows", "accumulate", "lr_scale", "eval_every", "eval_rows")
-        _positive(name, self, "save_every", "keep", "log_every")
-        if self.batch_rows % self.accumulate:
-            fix = ceil(self.batch_rows / self.accumulate) * self.accumulate
-            raise InputError(
-                f"{name}.batch_rows={self.batch_rows} must divide by {name}.accumulate={self.accumulate}; "
-                f"try {name}.batch_rows={fix}"
-            )
+        _positive(name, self, "save_every", "keep", "log_every", "ramp_from")
+        _share(name, self, "ramp", "ramp_from")
+        for knob in ("batch_tokens", "patience"):
+            if getattr(self, knob) < 0:
+                raise InputError(f"{name}.{knob}={getattr(self, knob)} must not be negative")
 
 
 @dataclass(kw_only=True)
 class Pretrain(Fit):
+    """Of random weights, or of `parent.model`: then `optim.warmup` warms the learning rate up again, and `replay` mixes
+    in what the parent was trained on, against forgetting it (Ibrahim et al. 2024)."""
+
     steps: int = 400
     batch_rows: int = 32
+    replay: str = ""  # packed rows of an older mix, such as runs/<name>/tokens/train, made with the same tokenizer
+    replay_share: float = 0.1  # of all rows
 
     def __post_init__(self) -> None:
         self.check("pretrain")
+        _share("pretrain", self, "replay_share")
+
+
+@dataclass(kw_only=True)
+class Curriculum:
+    """SFT from easy to hard. A sample's difficulty is its rank within its task by the base model's loss on its answers
+    (see trainers/difficulty.py); each stage trains on an equal part of every task's samples."""
+
+    stages: int = 1  # 1: no curriculum, everything shuffled
+    revisit: float = 0.5  # share of a later stage from those before it; of 2 stages the last then has everything alike
+    pace: float = 4.0  # a stage is so many times as long as the one before it
+
+    def __post_init__(self) -> None:
+        _positive("sft.curriculum", self, "stages")
+        _share("sft.curriculum", self, "revisit")
+        if not 0.1 <= self.pace <= 10:
+            raise InputError(f"sft.curriculum.pace={self.pace} must lie in [0.1, 10]; 1 makes all stages equally long")
 
 
 @dataclass(kw_only=True)
@@ -341,28 +435,42 @@ class Sft(Fit):
     row_length: int = 256
     files: list[str] = field(default_factory=list)  # own .jsonl in Alpaca or `messages` form; empty: the tasks stage
     weights: dict[str, float] = field(default_factory=dict)  # task: relative share of samples; unnamed tasks weigh 1
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    replay: float = 0.0  # share of the rows that are the base model's training text, against forgetting
 
     def __post_init__(self) -> None:
         self.check("sft")
+        _share("sft", self, "replay")
         _positive("sft", self, "row_length")
         for name, weight in self.weights.items():
             if weight < 0:
                 raise InputError(f"sft.weights.{name}={weight} must not be negative")
 
 
+class RewardLoss(Enum):
+    pairwise = "pairwise"  # Bradley-Terry on every two answers whose ranks differ (Ouyang et al. 2022)
+    margin = "margin"  # pairwise, less the difference of the two answers' scores (Llama 2, Touvron et al. 2023)
+    listwise = "listwise"  # Plackett-Luce on the whole ranking
+
+
 @dataclass(kw_only=True)
 class Reward(Fit):
+    loss: RewardLoss = RewardLoss.pairwise
+    principles: float = 0.5  # weight of the scores under single principles together, beside the total's 1; 0: no such
+    files: list[str] = field(default_factory=list)  # own .jsonl (see trainers.rankings); empty: the ranked stage
     steps: int = 100
-    batch_rows: int = 8  # a row holds whole pairs
+    batch_rows: int = 8  # a row holds whole rankings
     lr_scale: float = 0.25
-    row_length: int = 0  # 0: twice the model's context, which holds any pair
-    held_out: float = 0.1  # share of the queries whose pairs only test the model
+    row_length: int = 0  # 0: as long as the longest ranking
+    held_out: float = 0.1  # share of the queries whose rankings only test the model
 
     def __post_init__(self) -> None:
         self.check("reward")
         if self.row_length < 0:
             raise InputError(f"reward.row_length={self.row_length} must not be negative")
         _share("reward", self, "held_out")
+        if self.principles < 0:
+            raise InputError(f"reward.principles={self.principles} must not be negative")
 
 
 class Principle(Enum):
@@ -448,21 +556,39 @@ class Ppo:
             raise InputError(f"ppo.rollouts={self.rollouts} must be at most the {answers} answers of an iteration")
 
 
+class Suite(Enum):
+    perplexity = "perplexity"  # loss, perplexity and bits per byte of text
+    tasks = "tasks"  # loss, exact match, accuracy, BLEU and chrF of each task's samples
+    verse = "verse"  # whether poems keep their form, and what else the rules say of the run's held-out queries
+    samples = "samples"  # an answer of each task, to look at
+
+
 @dataclass(kw_only=True)
 class Evaluate:
     """Held-out evaluation: `trainers.evaluate`, and the closing measurement of the chat and rl stages."""
 
     model: str = ""  # a model folder; empty: the newest of rl, chat, base in the run
-    prompts: int = 256  # queries to answer
+    suites: list[Suite] = field(default_factory=list)  # perplexity, tasks, verse, samples; empty: all with data
+    files: list[str] = field(default_factory=list)  # .txt or .jsonl for perplexity; empty: the run's held-out text
+    tasks: list[str] = field(default_factory=list)  # .jsonl of samples as in sft.files; empty: the run's held-out ones
+    out: str = ""  # a .json file for metrics and answers; empty: none
+    prompts: int = 256  # queries to answer, of each task
     rows: int = 1024  # packed rows for perplexity
     max_new_tokens: int = 96
-    temperature: float = 0.8
+    temperature: float = 0.8  # 0: the likeliest token; the suite tasks always answers so
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("evaluate", self, "prompts", "rows", "max_new_tokens", "temperature")
+        _positive("evaluate", self, "prompts", "rows", "max_new_tokens")
+        if self.temperature < 0:
+            raise InputError(f"evaluate.temperature={self.temperature} must not be negative")
         if not 0 < self.top_p <= 1:
             raise InputError(f"evaluate.top_p={self.top_p} must lie in (0, 1]")
+
+    def measure(self) -> dict[str, float]:
+        """The knobs that the closing measurement of a stage depends on, by their names in the tree."""
+        names = "prompts rows max_new_tokens temperature top_p".split()
+        return {f"evaluate.{name}": getattr(self, name) for name in names}
 
 
 @dataclass(kw_only=True)
@@ -500,6 +626,8 @@ class Cluster:
     threads: int = 0  # torch threads of one training worker; 0: the machine's cores / workers
     cpus_per_worker: float = 0.5  # logical CPUs that a worker or actor asks Ray for
     gpus_per_worker: float = 0.0
+    deterministic: bool = False  # bitwise the same result for any number of workers that divides `slots`
+    slots: int = 4  # parts of a batch, a power of two, whose gradients are added in one fixed order
     shard: bool = False  # split weights, gradients and optimizer over the workers (FSDP2)
     expert_parallel: int = 1  # workers over which the experts of a layer are spread
     gpus: int = 0  # for moe.plan: all GPUs of the cluster; 0: workers x gpus_per_worker
@@ -511,7 +639,18 @@ class Cluster:
         _positive("cluster", self, "workers", "cpus_per_worker", "object_store_mb")
         if self.threads < 0:
             raise InputError(f"cluster.threads={self.threads} must not be negative")
-        _positive("cluster", self, "expert_parallel")
+        _positive("cluster", self, "expert_parallel", "slots")
+        if self.slots & (self.slots - 1):
+            raise InputError(f"cluster.slots={self.slots} must be a power of two; try {1 << self.slots.bit_length()}")
+        if self.deterministic and self.slots % self.workers:
+            raise InputError(
+                f"cluster.workers={self.workers} must divide cluster.slots={self.slots} when cluster.deterministic=true"
+            )
+        if self.deterministic and (self.shard or self.expert_parallel > 1):
+            raise InputError(
+                "cluster.deterministic=true adds whole gradients in a fixed order; it needs cluster.shard=false and "
+                "cluster.expert_parallel=1"
+            )
         if self.workers % self.expert_parallel:
             raise InputError(
                 f"cluster.workers={self.workers} must divide by cluster.expert_parallel={self.expert_parallel}; "
@@ -581,6 +720,8 @@ class Config:
     convert: Convert = field(default_factory=Convert)
     adapt: Adapt = field(default_factory=Adapt)
     doctor: Doctor = field(default_factory=Doctor)
+    spikes: Spikes = field(default_factory=Spikes)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     gpu: Gpu = field(default_factory=Gpu)
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)

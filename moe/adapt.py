@@ -8,6 +8,7 @@ the place of the experts, and hold the factors of all experts in one matrix, whi
 LoRA saves the optimizer's state and kept gradients, not compute: a layer's adapted weights are made anew at each use.
 """
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from conf.schema import Adapt, InputError, LoraTarget
-from moe.config import SCALAR
 from moe.decoder import Decoder
 
 _TARGETS = {
@@ -28,14 +28,14 @@ def adapt(model: Decoder, cfg: Adapt, *, old_rows: int = 0, seed: int = 0) -> De
     """Leave only what `cfg` names to be trained, in place; the outputs stay bitwise the same.
 
     `old_rows` of the vocabulary were there before it was extended; at 0, in stages that extend nothing,
-    `only_new_rows` does not apply. Frozen weights get no LoRA factors. A scalar head, which is new, is trained unless
+    `only_new_rows` does not apply. Frozen weights get no LoRA factors. A new head of scores is trained unless
     `freeze` names it. Raises InputError for a glob that matches no parameter, or when nothing is left to train.
     """
     named = dict(model.named_parameters())
     for glob in cfg.freeze:
         matched = [parameter for name, parameter in named.items() if fnmatchcase(name, glob)]
         if not matched:
-            raise InputError(f"adapt.freeze: {glob} matches no parameter; there are {', '.join(_kinds(named))}")
+            raise InputError(f"adapt.freeze: {glob} matches no parameter; there are {', '.join(kinds(named))}")
         for parameter in matched:
             parameter.requires_grad_(False)
     if cfg.only_new_rows and old_rows:
@@ -99,7 +99,7 @@ def _only_new_rows(model: Decoder, old_rows: int) -> None:
 def _only_factors(model: Decoder, cfg: Adapt, seed: int) -> None:
     suffixes = tuple(suffix for target in cfg.lora_targets for suffix in _TARGETS[target])
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and name.endswith(suffixes)]
-    score = model.head == SCALAR and model.score.weight.requires_grad
+    score = bool(model.head) and model.score.weight.requires_grad
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in named:
@@ -110,6 +110,6 @@ def _only_factors(model: Decoder, cfg: Adapt, seed: int) -> None:
         model.score.weight.requires_grad_(True)
 
 
-def _kinds(names: dict[str, nn.Parameter]) -> list[str]:
+def kinds(names: Iterable[str]) -> list[str]:
     """The parameter names with a * for the layer's number."""
     return list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names))

@@ -7,7 +7,9 @@ from typing import Any
 
 from conf.schema import InputError, Model
 
-LANGUAGE, SCALAR = "language", "scalar"  # the two heads
+Head = tuple[str, ...]  # what a model puts out: () the vocabulary, else the names of its scores, the total first
+LANGUAGE: Head = ()
+SCALAR: Head = ("total",)
 
 MIXTURES = ("qwen3_moe", "mixtral")
 DENSE = ("qwen3", "llama", "mistral")  # become mixtures by upcycling
@@ -16,19 +18,15 @@ _OTHERS = {  # near relatives that a user may try, and what stands between
     "qwen2_moe": "it has a shared expert and attention biases",
     "qwen2": "its attention has biases",
 }
-_ARCHITECTURES = {
-    ("qwen3_moe", LANGUAGE): "Qwen3MoeForCausalLM",
-    ("qwen3_moe", SCALAR): "Qwen3MoeForSequenceClassification",
-    ("mixtral", LANGUAGE): "MixtralForCausalLM",
-    ("mixtral", SCALAR): "MixtralForSequenceClassification",
-}
 
 
-def to_hugging_face(cfg: Model, vocab_size: int, head: str = LANGUAGE) -> dict[str, Any]:
+def to_hugging_face(cfg: Model, vocab_size: int, head: Head = LANGUAGE) -> dict[str, Any]:
     """The config.json of a model. Both spellings of a field are written where engines disagree about its name."""
     kind = "qwen3_moe" if cfg.qk_norm else "mixtral"
     out: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[kind, head]],
+        "architectures": [
+            ("Qwen3MoeFor" if cfg.qk_norm else "MixtralFor") + ("SequenceClassification" if head else "CausalLM")
+        ],
         "model_type": kind,
         "vocab_size": vocab_size,
         "hidden_size": cfg.hidden_size,
@@ -62,12 +60,18 @@ def to_hugging_face(cfg: Model, vocab_size: int, head: str = LANGUAGE) -> dict[s
         "dtype": "float32",
         "torch_dtype": "float32",
     }
-    if head == SCALAR:
-        out |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
+    if not cfg.qk_norm:  # Qwen3-MoE has no such field
+        out["router_jitter_noise"] = cfg.jitter
+    if head:
+        out |= {
+            "num_labels": len(head),
+            "id2label": {str(number): name for number, name in enumerate(head)},
+            "label2id": {name: number for number, name in enumerate(head)},
+        }
     return out
 
 
-def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, str]:
+def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, Head]:
     """(model config, vocabulary size, head) of a config.json that `where` names; a dense model is a mixture of one
     expert. Raises InputError for a model that our decoder does not compute exactly."""
     kind = str(config.get("model_type"))
@@ -85,6 +89,7 @@ def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, s
             "expert_size": config["intermediate_size"] if mixtral else config["moe_intermediate_size"],
             "balance_coef": config.get("router_aux_loss_coef", 0.01),
             "z_coef": config.get("router_z_loss_coef", 0.0),
+            "jitter": config.get("router_jitter_noise", 0.0),
         }
     cfg = Model(
         hidden_size=config["hidden_size"],
@@ -100,7 +105,10 @@ def from_hugging_face(config: dict[str, Any], where: str) -> tuple[Model, int, s
         **mixture,
     )
     architecture = (config.get("architectures") or [""])[0]
-    head = SCALAR if architecture.endswith("SequenceClassification") else LANGUAGE
+    head = LANGUAGE
+    if architecture.endswith("SequenceClassification"):
+        labels = config.get("id2label") or dict(enumerate(SCALAR))
+        head = tuple(labels[number] for number in sorted(labels, key=int))
     return cfg, config["vocab_size"], head
 
 

@@ -1,4 +1,4 @@
-"""The sparse-MoE decoder: RMSNorm, rotary grouped-query attention, SwiGLU experts, a language or a scalar head.
+"""The sparse-MoE decoder: RMSNorm, rotary grouped-query attention, SwiGLU experts, a vocabulary or scores as head.
 
 Parameter names are those of Hugging Face's Qwen3-MoE with fused experts. Work is done on the N real tokens of a batch;
 padding takes no compute outside attention.
@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from conf.schema import Compute, Model
 from moe.attention import Documents, attention
-from moe.config import LANGUAGE, SCALAR
+from moe.config import LANGUAGE, Head
 from moe.experts import Backend, backend, torch_experts
 from moe.gemm import linear
 from moe.norm import Rope, norm_turn, rms_norm
-from moe.router import Routes, route
+from moe.router import Routes, jittered, route
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,14 @@ class Experts(nn.Module):
 class SparseMlp(nn.Module):
     def __init__(self, cfg: Model) -> None:
         super().__init__()
-        self.top_k = cfg.top_k
+        self.top_k, self.jitter = cfg.top_k, cfg.jitter
         self.gate = nn.Linear(cfg.hidden_size, cfg.experts, bias=False)
         self.experts = Experts(cfg)
         self.backend: Backend = torch_experts
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routes]:
-        routes = route(x, self.gate.weight, self.top_k)
+    def forward(self, x: Tensor, alone: bool = False) -> tuple[Tensor, Routes]:
+        noisy = self.jitter and self.training and torch.is_grad_enabled()
+        routes = route(jittered(x, self.jitter) if noisy else x, self.gate.weight, self.top_k, alone=alone)
         owned = self.experts
         return self.backend(x, routes.experts, routes.weights, owned.gate_up_proj, owned.down_proj), routes
 
@@ -165,10 +166,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(cfg.hidden_size, eps=cfg.norm_eps)
         self.mlp = SparseMlp(cfg)
 
-    def forward(self, x: Tensor, rope: Rope, grid: Layout) -> Passed:
+    def forward(self, x: Tensor, rope: Rope, grid: Layout, alone: bool) -> Passed:
         attended, keys, values = self.self_attn(self.input_layernorm(x), rope, grid)
         x = x + attended
-        mixed, routes = self.mlp(self.post_attention_layernorm(x))
+        mixed, routes = self.mlp(self.post_attention_layernorm(x), alone)
         return Passed(x + mixed, routes, keys, values)
 
 
@@ -198,18 +199,18 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`head` is the vocabulary (`lm_head`) or one fully connected unit (`score`)."""
+    """`head` is the vocabulary (`lm_head`) or a fully connected layer with a unit for each score (`score`)."""
 
-    def __init__(self, cfg: Model, vocab_size: int, head: str = LANGUAGE) -> None:
+    def __init__(self, cfg: Model, vocab_size: int, head: Head = LANGUAGE) -> None:
         super().__init__()
         self.cfg, self.vocab_size, self.head = cfg, vocab_size, head
         self.checkpointing = False
+        self.balance_alone = False  # the auxiliary losses are of this rank's tokens, not of the global batch
         self.model = Trunk(cfg, vocab_size)
         if head == LANGUAGE:
             self.lm_head = nn.Linear(cfg.hidden_size, vocab_size, bias=False)
         else:
-            assert head == SCALAR, head
-            self.score = nn.Linear(cfg.hidden_size, 1, bias=False)
+            self.score = nn.Linear(cfg.hidden_size, len(head), bias=False)
 
     def compute_with(self, cfg: Compute) -> "Decoder":
         """Choose how the experts are computed and what is kept for the backward pass; returns itself."""
@@ -227,9 +228,9 @@ class Decoder(nn.Module):
         cache = []
         for layer in self.model.blocks():
             if self.checkpointing and torch.is_grad_enabled():
-                passed = checkpoint(layer, x, rope, grid, use_reentrant=False)
+                passed = checkpoint(layer, x, rope, grid, self.balance_alone, use_reentrant=False)
             else:
-                passed = layer(x, rope, grid)
+                passed = layer(x, rope, grid, self.balance_alone)
             x = passed.x
             routes.append(passed.routes)
             if not torch.is_grad_enabled():
@@ -251,12 +252,16 @@ class Decoder(nn.Module):
         return linear(states, self.lm_head.weight)
 
     def scores(self, states: Tensor) -> Tensor:
-        """states [N, H] -> [N]."""
+        """states [N, H] -> the first score [N], a reward model's total."""
+        return self.principle_scores(states)[:, 0]
+
+    def principle_scores(self, states: Tensor) -> Tensor:
+        """states [N, H] -> [N, scores], in the order of `head`."""
         with torch.autocast(states.device.type, enabled=False):
-            return self.score(states.float()).squeeze(-1)
+            return self.score(states.float())
 
 
-def new_decoder(cfg: Model, vocab_size: int, *, head: str = LANGUAGE, seed: int = 0) -> Decoder:
+def new_decoder(cfg: Model, vocab_size: int, *, head: Head = LANGUAGE, seed: int = 0) -> Decoder:
     """A decoder with random weights that depend on `seed` alone; projections into the residual stream start smaller."""
     generator = torch.Generator().manual_seed(seed)
     decoder = Decoder(cfg, vocab_size, head)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.schema import Evaluate
+from conf.schema import Evaluate, InputError
 from moe.chat import prompt_ids
 from moe.decoder import Decoder
 from moe.engine import Answer, Sampling, generate
+from moe.scoring import Scores, score
 from moe.tokenizer import Tokenizer
 from moe.verse import Copies, distinct_share, judge
 
@@ -66,6 +67,42 @@ def reply(tokenizer: Tokenizer, made: Answer) -> Reply:
     return Reply(tokenizer.decode(made.tokens), made.finish == "stop")
 
 
+def answer_scores(
+    model: Decoder, tokenizer: Tokenizer, queries: Sequence[Query], answers: Sequence[str]
+) -> list[Scores]:
+    """What the model says of the tokens of an answer to each query, the `<|im_end|>` that ends it included.
+
+    Their sum is the log-probability of just this answer: one that is the beginning of another, or shorter, has no
+    advantage, so answers of different length can be compared. Raises `InputError` naming a query that is too long.
+    """
+    prompts = [prompt_ids(tokenizer, query["messages"]) for query in queries]
+    wholes = [
+        [*prompt, *ids, tokenizer.im_end] for prompt, ids in zip(prompts, tokenizer.encode_batch(answers), strict=True)
+    ]
+    for query, ids in zip(queries, wholes, strict=True):
+        if len(ids) > model.cfg.context:
+            raise InputError(
+                f"sample {query['id']}: {len(ids)} tokens are more than the model's context of {model.cfg.context}; "
+                "shorten it or leave it out"
+            )
+    return score(model, wholes, starts=[len(prompt) for prompt in prompts])
+
+
+def overlap(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """{"bleu", "chrf"} of all answers together (Papineni et al. 2002; Popovic 2015), each in [0, 100].
+
+    Sacrebleu's `zh` tokens, whatever the language: every Chinese character is a word, and the rest is cut as its
+    default cuts it. The default alone would take a line of verse for one word. Where all are shorter than four tokens,
+    n-grams that no answer could have do not count (effective order).
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    return {
+        "bleu": BLEU(tokenize="zh", effective_order=True).corpus_score(answers, [references]).score,
+        "chrf": CHRF().corpus_score(answers, [references]).score,
+    }
+
+
 def verse_metrics(queries: Sequence[Query], replies: Sequence[Reply], copies: Copies | None) -> dict[str, float]:
     """Shares in [0, 1] over the queries that ask for a poem in a form: `form_ok`, `rhyme_ok` (whatever the form),
     `rhyme_share`, `repeats`, `title_share`, `copied`, `distinct`, `finished`; and over those with a label,
@@ -97,14 +134,19 @@ def _mean(values: Sequence[float | bool]) -> float:
 
 def read_queries(path: Path, *, limit: int = 0) -> list[dict[str, Any]]:
     """The queries of a file of the tasks stage, in its order; with a limit, at most so many of each task."""
+    queries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return first_of_each(queries, limit) if limit else queries
+
+
+def first_of_each(queries: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` queries of each task, in their order."""
     taken: Counter[str] = Counter()
-    queries = []
-    for line in path.read_text("utf-8").splitlines():
-        query = json.loads(line)
+    first = []
+    for query in queries:
         taken[query["task"]] += 1
-        if not limit or taken[query["task"]] <= limit:
-            queries.append(query)
-    return queries
+        if taken[query["task"]] <= limit:
+            first.append(query)
+    return first
 
 
 def answers(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conf.schema import InputError, Model
-from moe.config import DENSE, LANGUAGE, SCALAR, from_hugging_face, to_hugging_face
+from moe.config import DENSE, LANGUAGE, SCALAR, Head, from_hugging_face, to_hugging_face
 from moe.decoder import Decoder, new_decoder
 
 # in-memory prefix under `mlp.`, then the three projections of an expert: gate, up, down
@@ -100,12 +100,12 @@ def load_config(folder: Path | str) -> Model:
     return _described(Path(folder))[0]
 
 
-def load_scalar(folder: Path | str, *, seed: int) -> Decoder:
-    """The model of a folder with a scalar head: its own, or a new one in the place of the vocabulary head."""
+def load_scalar(folder: Path | str, *, seed: int, head: Head = SCALAR) -> Decoder:
+    """The model of a folder with scores as head: its own if they are those of `head`, else new ones."""
     model = load(folder)
-    if model.head == SCALAR:
+    if model.head == head:
         return model
-    scalar = new_decoder(model.cfg, model.vocab_size, head=SCALAR, seed=seed)
+    scalar = new_decoder(model.cfg, model.vocab_size, head=head, seed=seed)
     scalar.model.load_state_dict(model.model.state_dict())
     return scalar.eval()
 
@@ -121,7 +121,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON: {error}") from None
 
 
-def _described(folder: Path) -> tuple[Model, int, str]:
+def _described(folder: Path) -> tuple[Model, int, Head]:
     """(config, vocabulary size, head) of a folder with a mixture of experts."""
     config, where = read_config(folder), str(folder / "config.json")
     if config.get("model_type") in DENSE:

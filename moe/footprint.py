@@ -54,18 +54,24 @@ def active_parameters(cfg: Model, vocab: int) -> dict[str, int]:
     return parts | {"experts": parts["experts"] // cfg.experts * cfg.top_k}
 
 
-def forward_flops(cfg: Model, vocab: int) -> dict[str, float]:
-    """Floating-point operations per token of a forward pass on rows of `context` tokens; a backward pass has twice
-    as many. A multiplication and its addition are two; a token looks at half its row on average."""
+def forward_flops(cfg: Model, vocab: int, *, seen: float | None = None, targets: float = 1.0) -> dict[str, float]:
+    """Floating-point operations per token of a forward pass; a backward pass has twice as many. A multiplication and
+    its addition are two.
+
+    `seen` is how many tokens one attends to on average: half of `context` unless given, as if each row were one
+    document. `targets` is the share of the tokens that go through the head.
+    """
     active = active_parameters(cfg, vocab)
-    multiplied = {name: 2.0 * active[name] for name in ("attention", "router", "experts", "head")}
-    scores = 4.0 * cfg.layers * cfg.heads * cfg.head_dim * (cfg.context / 2)
-    return multiplied | {"attention scores": scores}
+    multiplied = {name: 2.0 * active[name] for name in ("attention", "router", "experts")}
+    scores = 4.0 * cfg.layers * cfg.heads * cfg.head_dim * (cfg.context / 2 if seen is None else seen)
+    return multiplied | {"head": 2.0 * active["head"] * targets, "attention scores": scores}
 
 
-def training_flops(cfg: Model, vocab: int, *, checkpointing: bool) -> float:
+def training_flops(
+    cfg: Model, vocab: int, *, checkpointing: bool, seen: float | None = None, targets: float = 1.0
+) -> float:
     """Per token, forward and backward; checkpointing computes the blocks' forward pass twice."""
-    parts = forward_flops(cfg, vocab)
+    parts = forward_flops(cfg, vocab, seen=seen, targets=targets)
     whole = sum(parts.values())
     return 3 * whole + (whole - parts["head"] if checkpointing else 0.0)
 

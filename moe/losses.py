@@ -1,6 +1,6 @@
 """Losses of the supervised stages. Tensors in, tensors out.
 
-Letters: M target tokens, H hidden size, V vocabulary, P pairs.
+Letters: M target tokens, H hidden size, V vocabulary, P pairs, G rankings, K answers of the longest.
 """
 
 from typing import Any
@@ -67,6 +67,32 @@ def cross_entropy_sum(states: Tensor, head: Tensor, targets: Tensor, *, chunk: i
     return _ChunkedCrossEntropy.apply(states.to(dtype), head.to(dtype), targets, chunk)
 
 
-def pairwise_sum(better: Tensor, worse: Tensor) -> Tensor:
-    """Sum of Bradley-Terry losses -log sigmoid(better - worse) (Ouyang et al. 2022, eq. 1). Scores [P] -> []."""
-    return -F.logsigmoid(better - worse).sum()
+def comparisons(ranks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every two answers of a ranking of which one is better: (ranking, better, worse), each [P].
+
+    ranks [G, K]: 0 the best, equal where tied, -1 where an answer has none and so is compared with nothing.
+    """
+    ranking, better, worse = _beats(ranks).nonzero(as_tuple=True)
+    return ranking, better, worse
+
+
+def _beats(ranks: Tensor) -> Tensor:
+    """[G, K, K] True where the answer of the row is better than that of the column."""
+    return (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & (ranks >= 0).unsqueeze(2)
+
+
+def pairwise_sum(ahead: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """Sum of Bradley-Terry losses -log sigmoid(score of the better - that of the worse - margin) (Ouyang et al. 2022,
+    eq. 1; the margin is that of Llama 2, Touvron et al. 2023, eq. 2). Differences of scores [P] -> []."""
+    return -F.logsigmoid(ahead - margin).sum()
+
+
+def listwise_sum(scores: Tensor, ranks: Tensor) -> Tensor:
+    """Sum of Plackett-Luce losses of rankings (Luce 1959, Plackett 1975). scores, ranks [G, K] -> []; ranks as above.
+
+    Each answer is chosen from itself and all that are worse: without ties that is Plackett-Luce. Answers that tie are
+    never in one choice, which Luce's axiom allows (what else could be chosen does not alter the odds of two): Breslow's
+    and Efron's ways with ties would pull their scores together, and here nothing is said about them.
+    """
+    worse = scores.unsqueeze(1).expand(-1, scores.shape[1], -1).masked_fill(~_beats(ranks), float("-inf"))
+    return (torch.cat([scores.unsqueeze(2), worse], 2).logsumexp(2) - scores).sum()

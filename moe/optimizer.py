@@ -1,29 +1,47 @@
-"""AdamW and Muon, the learning-rate schedule, and the optimizer's state as named tensors."""
+"""AdamW and Muon, the learning-rate schedules, and the optimizer's state as named tensors."""
 
+import re
 from collections import defaultdict
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from math import cos, pi
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conf.schema import Optim
+from conf.schema import InputError, Optim, Schedule
 from conf.schema import Optimizer as Kind
-from moe.parallel import by_mesh, own, spread_as, whole
+from moe.adapt import kinds
+from moe.parallel import by_mesh, own, spread_as, total_norm, whole
+
+_HEADS = ("lm_head.weight", "score.weight")  # a model has one of them: a glob for the other is no mistake
 
 
 def new_optimizer(model: nn.Module, cfg: Optim) -> torch.optim.Optimizer:
-    """The optimizer of `cfg.kind`. Matrices decay, norm gains do not; `learning_rate` is put into every group."""
-    named = list(model.named_parameters())
-    gains = [p for _, p in named if p.dim() <= 1]
-    matrices = [p for name, p in named if p.dim() > 1 and _is_hidden_matrix(name)]
-    others = [p for name, p in named if p.dim() > 1 and not _is_hidden_matrix(name)]
-    decaying = others if cfg.kind is Kind.muon else matrices + others
-    groups = [{"params": part, "weight_decay": cfg.weight_decay} for part in by_mesh(decaying)]
-    groups += [{"params": part, "weight_decay": 0.0} for part in by_mesh(gains)]
-    if cfg.kind is Kind.muon:
-        return Muon(matrices, groups, cfg)
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    """The optimizer of `cfg.kind`. Matrices decay but for those of `cfg.no_decay`, norm gains do not.
+
+    `set_learning_rate` reaches every group. Raises InputError for a glob that matches no parameter.
+    """
+    named = [(_plain(name), p) for name, p in model.named_parameters()]
+    for glob in cfg.no_decay:
+        if not any(fnmatchcase(name, glob) for name in (*dict(named), *_HEADS)):
+            raise InputError(f"optim.no_decay: {glob} matches no parameter; there are {', '.join(kinds(dict(named)))}")
+    parts: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)  # by (of Muon, decays)
+    for name, p in named:
+        decays = p.dim() > 1 and not any(fnmatchcase(name, glob) for glob in cfg.no_decay)
+        parts[cfg.kind is Kind.muon and p.dim() > 1 and _is_hidden_matrix(name), decays].append(p)
+    rates = {True: cfg.weight_decay, False: 0.0}
+    matrices = [{"params": parts[True, d], "weight_decay": rate} for d, rate in rates.items() if parts[True, d]]
+    others = [{"params": part, "weight_decay": rate} for d, rate in rates.items() for part in by_mesh(parts[False, d])]
+    if matrices:
+        return Muon(matrices, others, cfg)
+    return torch.optim.AdamW(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+
+
+def _plain(name: str) -> str:
+    """A weight's own name, also of the parameters that adapt it (see moe/adapt.py)."""
+    return re.sub(r"parametrizations\.(\w+)\..*", r"\1", name)
 
 
 def _is_hidden_matrix(name: str) -> bool:
@@ -31,48 +49,41 @@ def _is_hidden_matrix(name: str) -> bool:
     return ".self_attn." in name or ".experts." in name
 
 
-class Muon(torch.optim.AdamW):
+class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz for hidden matrices (Jordan et al. 2024), AdamW for the rest.
 
     An update's root mean square is `muon_rms` x lr whatever the matrix's shape (Liu et al. 2025, "Muon is scalable").
     A fused parameter [E, m, n] is E matrices.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[dict[str, Any]], cfg: Optim) -> None:
-        super().__init__(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
-        self._cfg = cfg
-        self._matrices: dict[str, Any] = {"params": matrices, "lr": cfg.lr, "weight_decay": cfg.weight_decay}
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return [*self.param_groups, self._matrices]
+    def __init__(self, matrices: list[dict[str, Any]], others: list[dict[str, Any]], cfg: Optim) -> None:
+        self._adamw = torch.optim.AdamW(others, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+        own_knobs = {"lr": cfg.lr, "momentum": cfg.muon_momentum, "rms": cfg.muon_rms}
+        super().__init__([*(group | own_knobs for group in matrices), *self._adamw.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        super().step()
-        group = self._matrices
-        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        for p in group["params"]:
-            if p.grad is not None:
-                state = self.state[p]
-                momentum = state.setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - self._cfg.muon_momentum)
-                ahead = p.grad.lerp(momentum, self._cfg.muon_momentum)  # Nesterov
-                ahead = own(ahead) if p.dim() > 2 else whole(ahead)  # a spread fused parameter keeps its matrices whole
-                by_shape[p.shape[-2], p.shape[-1]].append((p, ahead))
+        matrices = [group for group in self.param_groups if "momentum" in group]
+        self._adamw.param_groups = [group for group in self.param_groups if "momentum" not in group]
+        self._adamw.state = self.state
+        self._adamw.step()
+        by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor, dict[str, Any]]]] = defaultdict(list)
+        for group in matrices:
+            for p in group["params"]:
+                if p.grad is not None:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    momentum.lerp_(p.grad, 1 - group["momentum"])
+                    ahead = p.grad.lerp(momentum, group["momentum"])  # Nesterov
+                    ahead = own(ahead) if p.dim() > 2 else whole(ahead)  # spread experts keep their matrices whole
+                    by_shape[p.shape[-2], p.shape[-1]].append((p, ahead, group))
         for shape, members in by_shape.items():
-            stacked = orthogonalise(torch.cat([ahead.reshape(-1, *shape) for _, ahead in members]))
-            counts = [ahead.numel() // (shape[0] * shape[1]) for _, ahead in members]
-            for (p, _), update in zip(members, stacked.split(counts), strict=True):
+            stacked = orthogonalise(torch.cat([ahead.reshape(-1, *shape) for _, ahead, _ in members]))
+            counts = [ahead.numel() // (shape[0] * shape[1]) for _, ahead, _ in members]
+            for (p, _, group), update in zip(members, stacked.split(counts), strict=True):
                 mine = own(p)
                 update = update.view_as(mine) if p.dim() > 2 else own(spread_as(p, update[0]))
                 mine.mul_(1 - group["lr"] * group["weight_decay"])
-                mine.add_(update, alpha=-group["lr"] * self._cfg.muon_rms * max(shape) ** 0.5)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for p in self._matrices["params"]:
-            p.grad = None
+                mine.add_(update, alpha=-group["lr"] * group["rms"] * max(shape) ** 0.5)
 
 
 def orthogonalise(matrices: Tensor, *, steps: int = 5) -> Tensor:
@@ -92,18 +103,36 @@ def orthogonalise(matrices: Tensor, *, steps: int = 5) -> Tensor:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.groups if isinstance(optimizer, Muon) else optimizer.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def learning_rate(step: int, steps: int, cfg: Optim, *, scale: float = 1.0) -> float:
-    """Linear warm-up over `cfg.warmup` of the steps, then cosine down to `cfg.min_lr_ratio` of the peak at `steps`."""
+    """Linear warm-up over `cfg.warmup` of the steps, then down to `cfg.min_lr_ratio` of the peak at `steps`: along a
+    cosine or a line from the warm-up's end, or along a line over the last `cfg.decay_share` of the steps (wsd)."""
     peak = cfg.lr * scale
     warm = max(1, round(cfg.warmup * steps))
     if step < warm:
         return peak * (step + 1) / warm
-    progress = min(1.0, (step - warm) / max(1, steps - warm))
-    return peak * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * 0.5 * (1 + cos(pi * progress)))
+    begin = max(warm, steps - round(cfg.decay_share * steps)) if cfg.schedule is Schedule.wsd else warm
+    progress = min(1.0, max(0, step - begin) / max(1, steps - begin))
+    left = 0.5 * (1 + cos(pi * progress)) if cfg.schedule is Schedule.cosine else 1 - progress
+    return peak * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left)
+
+
+def copied_weights(model: nn.Module) -> list[Tensor]:
+    """What is trained as it is before a step, for `update_norm`: this worker's copy of its own part."""
+    return [p.detach().clone() for p in _trained(model)]
+
+
+def update_norm(before: list[Tensor], model: nn.Module) -> Tensor:
+    """Frobenius norm [] of the change of all trained weights since `copied_weights`, on all workers alike; they call
+    it together. Uses up `before`."""
+    return total_norm([old.sub_(p.detach()) for old, p in zip(before, _trained(model), strict=True)])
+
+
+def _trained(model: nn.Module) -> Iterable[nn.Parameter]:
+    return (p for p in model.parameters() if p.requires_grad)
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,39 +1,24 @@
-"""The HTTP endpoint: OpenAI's chat completions over one decoding thread."""
+"""The HTTP endpoint: OpenAI's chat and text completions over one decoding thread."""
 
-import json
 import secrets
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe.chat import prompt_ids
 from moe.engine import Sampling
 from moe.tokenizer import Tokenizer
-from serving.decoding import Answers, Busy, DecodingThread, Died
-from serving.schema import ApiError, ChatRequest, choice, delta, parse, usage
-from serving.text import TextStream
+from serving import schema
+from serving.decoding import Answers, Busy, Died
+from serving.replies import RETRY_AFTER, ChatReply, EventStream, Reply, Served, TextReply, unavailable
+from serving.schema import ApiError, ChatRequest, CompletionRequest, parse
 
 COLDEST = 1e-3  # temperatures below it are greedy: logits divided by less leave the range of float32
-RETRY_AFTER = 1  # seconds
-
-
-@dataclass(frozen=True)
-class Served:
-    """What the endpoint answers with."""
-
-    name: str  # the model's name in requests
-    tokenizer: Tokenizer
-    decoding: DecodingThread
-    context: int  # positions of the model
-    max_new_tokens: int  # an answer's bound where the client names none
-    created: int = field(default_factory=lambda: int(time.time()))  # unix seconds
 
 
 def endpoint(served: Served, *, max_body_bytes: int) -> FastAPI:
@@ -66,20 +51,35 @@ def endpoint(served: Served, *, max_body_bytes: int) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(http: Request) -> Response:
-        request = parse(await http.body())
+        request = parse(await http.body(), ChatRequest)
         _check_model(served, request.model)
         prompt = prompt_ids(served.tokenizer, [message.plain() for message in request.messages])
-        reply = Reply(served, request, prompt, _submit(served, request, prompt))
-        if request.stream:
-            return EventStream(reply)
-        try:
-            return JSONResponse(await reply.whole())
-        except Died as error:
-            raise _unavailable(error) from None
-        finally:
-            reply.answers.close()  # also when the client went away and the server cancelled us
+        room = served.context - len(prompt)
+        bound = request.bound or min(served.max_new_tokens, max(1, room))
+        _check_room(served, prompt, bound, "messages")
+        return await _response(ChatReply(served, request, prompt, _submit(served, request, [prompt], bound)))
+
+    @app.post("/v1/completions")
+    async def completions(http: Request) -> Response:
+        request = parse(await http.body(), CompletionRequest)
+        _check_model(served, request.model)
+        prompts = [_ids(served.tokenizer, prompt) for prompt in request.prompts]
+        for prompt in prompts:
+            _check_room(served, prompt, request.bound, "prompt")
+        return await _response(TextReply(served, request, prompts, _submit(served, request, prompts, request.bound)))
 
     return app
+
+
+async def _response(reply: Reply) -> Response:
+    if reply.streams:
+        return EventStream(reply)
+    try:
+        return JSONResponse(await reply.whole())
+    except Died as error:
+        raise unavailable(error) from None
+    finally:
+        reply.answers.close()  # also when the client went away and the server cancelled us
 
 
 def _check_model(served: Served, model: str) -> None:
@@ -88,16 +88,30 @@ def _check_model(served: Served, model: str) -> None:
         raise ApiError(404, text, code="model_not_found", param="model")
 
 
-def _submit(served: Served, request: ChatRequest, prompt: list[int]) -> Answers:
+def _ids(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
+    """Text is only ever text; a client that means `<|im_end|>` sends its id."""
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if not ids:
+        raise ApiError(400, "prompt is empty; it must have a token to go on from", code="invalid_value", param="prompt")
+    if max(ids) >= tokenizer.size:
+        text = f"prompt: {max(ids)} is no token id of this model, which has {tokenizer.size}"
+        raise ApiError(400, text, code="invalid_value", param="prompt")
+    return ids
+
+
+def _check_room(served: Served, prompt: list[int], bound: int, param: str) -> None:
     room = served.context - len(prompt)
-    bound = request.bound or min(served.max_new_tokens, max(1, room))
     if bound > room:
         text = (
             f"the prompt has {len(prompt)} tokens and max_tokens={bound}, together {len(prompt) + bound}: "
-            f"more than the model's context of {served.context}; shorten the messages"
+            f"more than the model's context of {served.context}; shorten the {param}"
         )
         text += f" or ask for max_tokens={room} at most" if room > 0 else ""
-        raise ApiError(400, text, code="context_length_exceeded", param="messages" if room < 1 else "max_tokens")
+        raise ApiError(400, text, code="context_length_exceeded", param=param if room < 1 else "max_tokens")
+
+
+def _submit(served: Served, request: schema.Request, prompts: list[list[int]], bound: int) -> Answers:
+    """`request.n` answers to each prompt, none where a prompt is only to be scored."""
     temperature = 1.0 if request.temperature is None else request.temperature
     seed = secrets.randbits(64) if request.seed is None else request.seed
     samplings = [
@@ -110,14 +124,9 @@ def _submit(served: Served, request: ChatRequest, prompt: list[int]) -> Answers:
         for index in range(request.n or 1)
     ]
     try:
-        return served.decoding.submit(prompt, samplings)
+        return served.decoding.submit([(prompt, each) for prompt in prompts for each in samplings] if bound else [])
     except (Busy, Died) as error:
-        raise _unavailable(error) from None
-
-
-def _unavailable(error: Busy | Died) -> ApiError:
-    code = "overloaded" if isinstance(error, Busy) else "decoding_stopped"
-    return ApiError(503, str(error), code=code, retry=RETRY_AFTER)
+        raise unavailable(error) from None
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
@@ -125,89 +134,6 @@ async def _error_response(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         error = ApiError(error.status_code, str(error.detail), code=str(error.detail).lower().replace(" ", "_"))
     return JSONResponse(error.body, error.status_code, headers=error.headers)
-
-
-class Reply:
-    """One request's answers, as a whole or as chunks; both come from the same text, piece by piece."""
-
-    def __init__(self, served: Served, request: ChatRequest, prompt: list[int], answers: Answers) -> None:
-        self.answers = answers
-        self._request = request
-        self._prompt = len(prompt)
-        self._made = 0  # tokens of all answers
-        self._texts = [TextStream(served.tokenizer, request.stops) for _ in range(request.n or 1)]
-        self._head = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": None,
-        }
-
-    async def _pieces(self) -> AsyncIterator[tuple[int, str, str | None]]:
-        """(index, new text, finish reason), the reason with the last piece of an answer. Raises `Died`."""
-        async for index, token in self.answers:
-            self._made += 1
-            stream = self._texts[index]
-            text, finish = stream.push(token.id), token.finish
-            if finish is not None:
-                text += stream.finish()
-            if stream.stopped:
-                finish = "stop"
-                self.answers.stop(index)
-            if text or finish:
-                yield index, text, finish
-
-    def _usage(self) -> dict[str, int]:
-        return usage(self._prompt, self._made)
-
-    async def whole(self) -> dict[str, Any]:
-        texts = [""] * len(self._texts)
-        finishes = ["length"] * len(self._texts)
-        async for index, text, finish in self._pieces():
-            texts[index] += text
-            finishes[index] = finish or finishes[index]
-        choices = [choice(index, *both) for index, both in enumerate(zip(texts, finishes, strict=True))]
-        return self._head | {"object": "chat.completion", "choices": choices, "usage": self._usage()}
-
-    async def events(self) -> AsyncIterator[str]:
-        """The lines of a server-sent event stream. A failure becomes an event too: the status is long sent."""
-        wants_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
-        head: dict[str, Any] = self._head | {"object": "chat.completion.chunk"}
-        if wants_usage:
-            head["usage"] = None
-        for index in range(len(self._texts)):
-            yield _event(head | {"choices": [delta(index, {"role": "assistant", "content": ""})]})
-        try:
-            async for index, text, finish in self._pieces():
-                if text:
-                    yield _event(head | {"choices": [delta(index, {"content": text})]})
-                if finish:
-                    yield _event(head | {"choices": [delta(index, {}, finish)]})
-        except Died as error:
-            yield _event(_unavailable(error).body)
-            return
-        if wants_usage:
-            yield _event(head | {"choices": [], "usage": self._usage()})
-        yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-class EventStream(StreamingResponse):
-    """Frees what the answers hold even if the client left before the first event was made."""
-
-    def __init__(self, reply: Reply) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(reply.events(), media_type="text/event-stream", headers=headers)
-        self._answers = reply.answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.close()
 
 
 class BodyLimit:

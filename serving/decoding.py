@@ -9,11 +9,15 @@ import itertools
 import queue
 import threading
 import traceback
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 import torch
 
 from moe.engine import Engine, Sampling, Token
+from moe.scoring import Scores, score
 
 
 class Busy(RuntimeError):
@@ -64,6 +68,19 @@ class Answers:
             self.stop(index)
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What does the model say of these tokens?"""
+
+    ids: list[int]
+    top: int
+    scores: Future[Scores] = field(default_factory=Future)
+
+    def wanted(self) -> bool:
+        """False once whoever asked has gone; from here on it is answered."""
+        return self.scores.running() or self.scores.set_running_or_notify_cancel()
+
+
 class DecodingThread:
     """Drives an engine. At most `slots` answers of the engine are decoded together and at most `waiting` wait."""
 
@@ -71,8 +88,9 @@ class DecodingThread:
         self._engine = engine
         self._limit = engine.slots + waiting
         self._threads = threads  # of torch
-        # (name, prompt, sampling) adds, a name cancels, None ends the thread
-        self._inbox: queue.SimpleQueue[tuple[str, list[int], Sampling] | str | None] = queue.SimpleQueue()
+        # (name, prompt, sampling) adds, a name cancels, a question is answered, None ends the thread
+        self._inbox: queue.SimpleQueue[tuple[str, list[int], Sampling] | str | _Question | None] = queue.SimpleQueue()
+        self._questions: deque[_Question] = deque()
         self._answers: dict[str, tuple[Answers, int]] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -85,12 +103,13 @@ class DecodingThread:
         """Answers under way, the waiting ones included."""
         return len(self._answers)
 
-    def submit(self, prompt: list[int], samplings: list[Sampling]) -> Answers:
-        """Queue one answer for each sampling, all or none. Called from a running event loop, which gets the tokens.
+    def submit(self, asked: Sequence[tuple[list[int], Sampling]]) -> Answers:
+        """Queue an answer for each (prompt, sampling), all or none. Called from a running event loop, which gets the
+        tokens.
 
         Raises `Busy` or `Died`.
         """
-        names = [str(next(self._numbers)) for _ in samplings]
+        names = [str(next(self._numbers)) for _ in asked]
         answers = Answers(self, names)
         with self._lock:
             if self.error is not None:
@@ -98,9 +117,19 @@ class DecodingThread:
             if len(self._answers) + len(names) > self._limit:
                 raise Busy(f"{len(self._answers)} answers are under way and at most {self._limit} may be")
             self._answers |= {name: (answers, index) for index, name in enumerate(names)}
-        for name, sampling in zip(names, samplings, strict=True):
+        for name, (prompt, sampling) in zip(names, asked, strict=True):
             self._inbox.put((name, prompt, sampling))
         return answers
+
+    async def score(self, ids: list[int], *, top: int) -> Scores:
+        """What the model says of all but the first of `ids`, with the `top` likeliest at each place; between two steps
+        of decoding one such question is answered. Raises `Died`."""
+        question = _Question(ids, top)
+        with self._lock:
+            if self.error is not None:
+                raise self.error
+            self._inbox.put(question)
+        return await asyncio.wrap_future(question.scores)
 
     def cancel(self, name: str) -> None:
         with self._lock:
@@ -119,6 +148,7 @@ class DecodingThread:
             while self._take():
                 for token in self._engine.step():
                     self._deliver(token)
+                self._answer_one()
             self._end(Died("the server is shutting down"))
         except Exception as error:  # whatever it was, those who wait must hear of it
             traceback.print_exc()
@@ -128,15 +158,24 @@ class DecodingThread:
         """Move the inbox into the engine, waiting for mail while the engine has nothing to do. False: the end."""
         while True:
             try:
-                mail = self._inbox.get(block=self._engine.idle)
+                mail = self._inbox.get(block=self._engine.idle and not self._questions)
             except queue.Empty:
                 return True
             if mail is None:
                 return False
             if isinstance(mail, str):
                 self._engine.cancel(mail)
+            elif isinstance(mail, _Question):
+                self._questions.append(mail)
             else:
                 self._engine.add(*mail)
+
+    def _answer_one(self) -> None:
+        if self._questions:
+            question = self._questions[0]  # if this fails it is still there, to be told so
+            if question.wanted():
+                question.scores.set_result(score(self._engine.model, [question.ids], top=question.top)[0])
+            self._questions.popleft()
 
     def _deliver(self, token: Token) -> None:
         with self._lock:
@@ -154,3 +193,9 @@ class DecodingThread:
             self._answers.clear()
         for answers in left.values():
             answers.put(error)
+        while not self._inbox.empty():  # nothing more comes in once the error is set
+            if isinstance(mail := self._inbox.get(), _Question):
+                self._questions.append(mail)
+        for question in self._questions:
+            if question.wanted():
+                question.scores.set_exception(error)

@@ -12,8 +12,9 @@ from moe.decoder import Decoder
 from moe.engine import Engine
 from moe.quantize import quantize
 from moe.tokenizer import Tokenizer
-from serving.app import Served, endpoint
+from serving.app import endpoint
 from serving.decoding import DecodingThread
+from serving.replies import Served
 
 SPARE = 32  # requests beyond the queue that reach the replica, to be told so, or to ask for its health
 

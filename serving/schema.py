@@ -1,23 +1,30 @@
-"""What crosses the HTTP endpoint: OpenAI's chat completion request, bounded, and its answers and errors.
+"""What crosses the HTTP endpoint: OpenAI's requests for chat and text completions, bounded, their answers and errors.
 
 Knows nothing of models or Ray.
 """
 
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 MAX_MESSAGES = 256
 MAX_ANSWERS = 8
 MAX_STOPS = 4
+MAX_PROMPTS = 256
+MAX_TOP = 5  # likeliest tokens at each place
+DEFAULT_TOKENS = 16  # of a text completion, as with OpenAI
 
 # Fields that clients send without wanting anything: accepted at these values, refused by name at any other.
-_IDLE_REQUEST: dict[str, tuple[Any, ...]] = {
+Idle = dict[str, tuple[Any, ...]]
+_IDLE: Idle = {
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
+}
+_IDLE_CHAT: Idle = _IDLE | {
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "tools": (None, []),
@@ -31,7 +38,8 @@ _IDLE_REQUEST: dict[str, tuple[Any, ...]] = {
     "store": (None, False),
     "metadata": (None, {}),
 }
-_IDLE_MESSAGE: dict[str, tuple[Any, ...]] = dict.fromkeys(
+_IDLE_COMPLETION: Idle = _IDLE | {"suffix": (None, ""), "best_of": (None, 1)}
+_IDLE_MESSAGE: Idle = dict.fromkeys(
     ("refusal", "audio", "tool_calls", "function_call", "annotations", "name"), (None, [])
 )
 
@@ -45,7 +53,7 @@ class ApiError(HTTPException):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _without_idle(value: Any, idle: dict[str, tuple[Any, ...]]) -> Any:
+def _without_idle(value: Any, idle: Idle) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {}
@@ -91,13 +99,12 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-class ChatRequest(Strict):
-    """The body of POST /v1/chat/completions. None means "not said" wherever OpenAI's clients may send null."""
+class Request(Strict):
+    """What chat and text completions share. None means "not said" wherever OpenAI's clients may send null."""
+
+    idle: ClassVar[Idle]
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None  # 0: greedy
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_ANSWERS)] = None
@@ -110,14 +117,10 @@ class ChatRequest(Strict):
     @model_validator(mode="before")
     @classmethod
     def _drop_idle(cls, value: Any) -> Any:
-        return _without_idle(value, _IDLE_REQUEST)
+        return _without_idle(value, cls.idle)
 
     @model_validator(mode="after")
-    def _agree(self) -> "ChatRequest":
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError(
-                f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens} differ; send one"
-            )
+    def _agree(self) -> "Request":
         if "" in self.stops:
             raise ValueError("stop='' would end every answer at once; leave it out")
         if self.stream_options and not self.stream:
@@ -128,16 +131,82 @@ class ChatRequest(Strict):
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
+
+class ChatRequest(Request):
+    """The body of POST /v1/chat/completions."""
+
+    idle = _IDLE_CHAT
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "ChatRequest":
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens} differ; send one"
+            )
+        return self
+
     @property
     def bound(self) -> int | None:
         """The most tokens of one answer, where the client said so."""
         return self.max_completion_tokens or self.max_tokens
 
 
-def parse(body: bytes) -> ChatRequest:
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+def _form(prompt: Any) -> str:
+    """What a prompt is meant to be, by its beginning: the other forms have no say in what is wrong with it."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else None
+    if isinstance(first, int):
+        return "token ids"
+    return "lists of token ids" if isinstance(first, list) else "a text" if first is None else "several texts"
+
+
+class CompletionRequest(Request):
+    """The body of POST /v1/completions: text that the model goes on with, as it is, without the marks of a chat."""
+
+    idle = _IDLE_COMPLETION
+
+    prompt: Annotated[
+        Annotated[str, Tag("a text")]
+        | Annotated[Ids, Tag("token ids")]
+        | Annotated[list[str], Field(max_length=MAX_PROMPTS), Tag("several texts")]
+        | Annotated[list[Ids], Field(max_length=MAX_PROMPTS), Tag("lists of token ids")],
+        Discriminator(_form),
+    ]
+    max_tokens: Annotated[int | None, Field(ge=0, le=2**20)] = None  # 0: only what `echo` and `logprobs` say
+    echo: bool | None = None  # begin with the prompt
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP)] = None  # and so many of the likeliest at each place
+
+    @model_validator(mode="after")
+    def _no_stream_of_logprobs(self) -> "CompletionRequest":
+        if self.stream and self.logprobs is not None:
+            raise ValueError(f"logprobs={self.logprobs} needs stream=false")
+        return self
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        """One or several, each as text or as token ids."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return cast(Sequence[str | list[int]], self.prompt)
+
+    @property
+    def bound(self) -> int:
+        return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+
+
+Kind = TypeVar("Kind", bound=Request)
+
+
+def parse(body: bytes, kind: type[Kind]) -> Kind:
     """The request in `body` (JSON). Raises `ApiError` 400 that names the field, its value and what is allowed."""
     try:
-        return ChatRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         # Every branch of a union complains: the branch that got furthest is the one the client meant.
@@ -173,10 +242,16 @@ def usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def choice(index: int, text: str, finish: str) -> dict[str, Any]:
+def chat_choice(index: int, text: str, finish: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "refusal": None}
     return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
 
 
 def delta(index: int, change: dict[str, str], finish: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": change, "logprobs": None, "finish_reason": finish}
+
+
+def text_choice(
+    index: int, text: str, finish: str | None = None, logprobs: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}

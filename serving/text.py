@@ -1,8 +1,17 @@
-"""Token ids to text that can be shown at once: whole characters only, and nothing of a stop string."""
+"""Token ids to text: that which can be shown at once, and the name of each token."""
 
 import codecs
 
 from moe.tokenizer import Tokenizer
+
+
+def token_name(tokenizer: Tokenizer, index: int) -> str:
+    """A token as text, each its own: "月", "bytes:\\xe6" for a byte that is no character, "<|im_end|>", and
+    "token_id:511" for an id that stands for nothing."""
+    piece = tokenizer.bytes_of(index)
+    if index in tokenizer.byte_ids:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+    return piece.decode() or tokenizer.specials.get(index) or f"token_id:{index}"
 
 
 class TextStream:

@@ -24,7 +24,7 @@ WRONG = {  # word: the whole message
     "+zzz=3": "zzz: no such knob; --help lists them all",
     "modle=small": "modle: no such knob; did you mean model?; --help lists them all",
     "model=smal": "model=smal: no such choice; there are base, demo, small, tiny",
-    "preset=demmo": "preset=demmo: no such choice; there are demo, test",
+    "preset=demmo": "preset=demmo: no such choice; there are demo, test, twin",
     "model": "model: which one? write model= and one of base, demo, small, tiny",
     "optim.lr": "optim.lr: a value is missing; write optim.lr=0.002",
     "=3": "=3: no knob is named; write knob=value",

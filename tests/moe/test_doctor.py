@@ -4,22 +4,21 @@ Planted bugs these turn red: an alarm at every step, a window that a continued r
 the entropy taken relative to nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from math import log
 from pathlib import Path
 
 import pytest
 import torch
 
-from cluster.tracker import Tracker, alarms, read_metrics
-from conf.schema import Cluster, Compute, Model, Optim, Pretrain
+from cluster.tracker import alarms, read_metrics
 from conf.schema import Doctor as Settings
-from conf.schema import Tracker as TrackerConfig
+from conf.schema import Model, Optim, SpikeAction, Spikes
 from moe.decoder import Decoder, new_decoder
 from moe.doctor import Doctor, router_metrics
-from moe.optimizer import new_optimizer
-from trainers.loop import Plan, steps
-from trainers.objectives import LANGUAGE_MODEL, Batch
+from tests.trainers.training import plan_for
+from trainers.loop import learn
+from trainers.objectives import Batch
 from trainers.packing import pack
 from trainers.rows import write_rows
 
@@ -91,46 +90,40 @@ def start(*, seed: int = 3, **knobs: float) -> Decoder:
     return new_decoder(Model(**{**vars(CFG), **knobs}), VOCABULARY, seed=seed)
 
 
-def plan_for(folder: Path, count: int, **knobs: bool) -> Plan:
-    return Plan(
-        folder=folder,
-        run="test",
-        stage="base",
-        start=start,
-        objective=LANGUAGE_MODEL,
-        rows=folder / "rows",
-        held_out=folder / "rows",
-        fit=Pretrain(steps=count, batch_rows=8, eval_every=1000, save_every=1000, log_every=2),
-        optim=Optim(lr=4e-3),
-        compute=Compute(),
-        doctor=Settings(**knobs),
-        cluster=Cluster(),
-        tracker=TrackerConfig(),
-        seed=0,
-    )
+class Counting:
+    """Rows that count upwards from a random number."""
 
+    def __init__(self, position: int) -> None:
+        self.at = position
 
-def counting(first: int = 0) -> Iterator[Batch]:
-    """Rows that count upwards from a random number, a batch for each step from `first` on."""
-    generator = torch.Generator()
-    step = first
-    while True:
-        begin = torch.randint(0, VOCABULARY, (8, 1), generator=generator.manual_seed(step))
+    def take(self, count: int) -> Batch:
+        begin = torch.randint(0, VOCABULARY, (count, 1), generator=torch.Generator().manual_seed(self.at))
         tokens = (begin + torch.arange(LENGTH)) % VOCABULARY
-        yield {"tokens": tokens, "segments": torch.ones_like(tokens), "loss": (torch.arange(LENGTH) > 0).expand(8, -1)}
-        step += 1
+        self.at += count
+        return {
+            "tokens": tokens,
+            "segments": torch.ones_like(tokens),
+            "loss": (torch.arange(LENGTH) > 0).long().expand(count, -1),
+        }
 
 
-def train(plan: Plan, model: Decoder) -> list[tuple[int, str]]:
-    held_out = pack(iter([(list(range(20)), [1] * 20)]), LENGTH)
-    write_rows(plan.held_out, held_out, row_length=LENGTH, rows_per_shard=64, meta={"tokenizer": "none"})
-    with Tracker(plan.folder, plan.tracker, run="test", stage="base") as tracker:
-        steps(plan, model.train(), new_optimizer(model, plan.optim), counting(), tracker)
-    return alarms(read_metrics(plan.folder))
+def train(folder: Path, count: int, first: Callable[[], Decoder], **knobs: bool) -> list[tuple[int, str]]:
+    rows = pack(iter([(list(range(20)), [1] * 20)]), LENGTH)
+    write_rows(folder / "rows", rows, row_length=LENGTH, rows_per_shard=64, meta={"tokenizer": "none"})
+    plan = plan_for(
+        folder,
+        fit={"steps": count, "eval_every": 1000, "save_every": 1000, "log_every": 2},
+        start=first,
+        optim=Optim(lr=4e-3),
+        doctor=Settings(**knobs),
+        spikes=Spikes(action=SpikeAction.none),
+    )
+    learn(plan, Counting)
+    return alarms(read_metrics(folder))
 
 
 def test_a_healthy_run_raises_no_alarm(tmp_path: Path) -> None:
-    assert train(plan_for(tmp_path, 240), start()) == []
+    assert train(tmp_path, 240, start) == []
     last = read_metrics(tmp_path)[-2]  # before the evaluation at the end
     assert last["step"] == 240 and last["loss"] < 1.0
     assert all(last[f"moe/{layer}/entropy"] > 0.9 and last[f"moe/{layer}/dead"] == 0 for layer in range(3))
@@ -150,7 +143,7 @@ def collapsing() -> Decoder:
 
 
 def test_a_planted_collapse_is_caught_and_its_layer_named(tmp_path: Path) -> None:
-    told = train(plan_for(tmp_path, 60), collapsing())
+    told = train(tmp_path, 60, collapsing)
     assert {text[:7] for _, text in told} == {"layer 1"}
     kinds = {name for line in read_metrics(tmp_path) for name in line if "alarm" in name}
     assert kinds == {"moe/1/alarm/dead", "moe/1/alarm/entropy", "moe/1/alarm/load"}
@@ -159,8 +152,9 @@ def test_a_planted_collapse_is_caught_and_its_layer_named(tmp_path: Path) -> Non
 
 
 def test_the_doctor_ends_the_run_if_told_to(tmp_path: Path) -> None:
-    train(plan_for(tmp_path, 60, stop=True), collapsing())
-    assert read_metrics(tmp_path)[-1]["step"] == 22
+    train(tmp_path, 60, collapsing, stop=True)
+    last = read_metrics(tmp_path)[-1]
+    assert last["step"] == 22 and last["stopped"].startswith("doctor.stop=true: layer 1: ")
 
 
 def test_a_continued_run_judges_as_one_that_never_stopped(tmp_path: Path) -> None:

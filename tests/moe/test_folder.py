@@ -51,6 +51,21 @@ def test_a_scalar_head_scores_as_in_transformers(model: Decoder, tmp_path: Path)
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_each_score_is_a_named_label_in_transformers(model: Decoder, tmp_path: Path) -> None:
+    head = ("total", "helpful", "clear")
+    folder.save(model, tmp_path / "chat", stop=(3,), pad=0)
+    scored = folder.load_scalar(tmp_path / "chat", seed=0, head=head)
+    folder.save(scored, tmp_path / "reward", pad=0)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    again = folder.load_scalar(tmp_path / "reward", seed=5, head=head)
+    with torch.no_grad():
+        states = again(rows(), torch.ones_like(rows())).states.view(2, 20, -1)[:, -1]
+        torch.testing.assert_close(again.principle_scores(states), theirs(rows()).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again.scores(states), theirs(rows()).logits[:, 0], atol=1e-4, rtol=1e-4)
+    assert theirs.config.id2label == dict(enumerate(head)) and again.head == head
+    assert torch.equal(again.score.weight, scored.score.weight) and again.score.weight.unique().numel() == 3 * 32
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from conf.schema import Model, Optim, Optimizer
 from moe.decoder import new_decoder
-from moe.losses import cross_entropy_sum, pairwise_sum
+from moe.losses import comparisons, cross_entropy_sum, listwise_sum, pairwise_sum
 from moe.optimizer import learning_rate, new_optimizer, orthogonalise, set_learning_rate
 
 
@@ -29,8 +29,48 @@ def test_chunked_cross_entropy_is_that_of_torch(chunk: int) -> None:
 
 def test_pairwise_loss_by_hand() -> None:
     # sigmoid(0) = 1/2, sigmoid(log 3) = 3/4
-    loss = pairwise_sum(torch.tensor([1.0, log(3.0)]), torch.tensor([1.0, 0.0]))
+    loss = pairwise_sum(torch.tensor([0.0, log(3.0)]))
     assert loss.item() == pytest.approx(log(2.0) + log(4.0 / 3.0))
+
+
+def test_a_margin_by_hand() -> None:
+    # log 3 ahead where it should be log 3 ahead is as good as 0; log 4 ahead with a margin of log 2 is log 2
+    ahead, margin = torch.tensor([log(3.0), log(4.0)]), torch.tensor([log(3.0), log(2.0)])
+    assert pairwise_sum(ahead, margin).item() == pytest.approx(log(2.0) + log(3.0 / 2.0))
+
+
+def test_only_answers_with_different_ranks_are_compared() -> None:
+    # 0 beats 2; 1 ties with 0 and beats 2; 3 has no rank. The second ranking says nothing.
+    ranking, better, worse = comparisons(torch.tensor([[0, 0, 4, -1], [2, 2, -1, -1]]))
+    assert (ranking.tolist(), better.tolist(), worse.tolist()) == ([0, 0], [0, 1], [2, 2])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "odds"),
+    [
+        ([2, 1, 0], 6 / 3 * 3 / 2),  # 3 of {1, 2, 3}, then 2 of {1, 2}
+        ([0, 1, 2], 6 / 1 * 5 / 2),
+        ([0, 0, 1], 4 / 1 * 5 / 2),  # 1 of {1, 3} and 2 of {2, 3}: the tied ones are in no choice together
+        ([0, 1, 1], 6 / 1),
+        ([5, -1, 0], 4 / 3),  # the second has no rank: 3 of {1, 3}
+        ([1, 1, 1], 1),
+        ([-1, 0, -1], 1),
+    ],
+)
+def test_listwise_loss_by_hand(ranks: list[int], odds: float) -> None:
+    scores = torch.tensor([[log(1.0), log(2.0), log(3.0), 50.0]])  # what fills a list up does not count
+    assert listwise_sum(scores, torch.tensor([[*ranks, -1]])).item() == pytest.approx(log(odds), abs=1e-6)
+
+
+def test_listwise_gradient_is_that_of_finite_differences_and_says_nothing_of_ties() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.tensor([[0, 2, 2, 1, -1], [3, 3, -1, 3, -1], [1, 0, -1, -1, -1]])
+    scores = torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda given: listwise_sum(given, ranks), (scores,))
+    (slope,) = torch.autograd.grad(listwise_sum(scores, ranks), scores)
+    assert slope[1].tolist() == [0.0] * 5 and slope[ranks < 0].abs().max() == 0 and slope[0, :4].abs().min() > 0.01
+    empty = torch.zeros(0, 0, requires_grad=True)
+    listwise_sum(empty, torch.zeros(0, 0, dtype=torch.long)).backward()
 
 
 def test_learning_rate_warms_up_then_follows_the_cosine() -> None:

@@ -22,17 +22,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from conf.schema import Cluster, InputError, Model, Optim, Optimizer
+from conf.schema import Cluster, InputError, Model, Optim, Optimizer, RewardLoss
 from moe import checkpoint
-from moe.config import SCALAR
+from moe.average import Average
+from moe.config import LANGUAGE, Head
 from moe.decoder import Decoder, new_decoder
 from moe.experts import torch_experts
-from moe.optimizer import new_optimizer
+from moe.optimizer import copied_weights, new_optimizer, update_norm
 from moe.parallel import across, check_parallel, parallelise, reduce_gradients, whole
-from trainers.loop import evaluate, train_step
-from trainers.objectives import LANGUAGE_MODEL, PREFERENCE, Batch, Objective
+from tests.trainers.training import take_step
+from trainers.loop import held_out_sums
+from trainers.objectives import LANGUAGE_MODEL, Batch, Objective
 from trainers.packing import Row
+from trainers.preferences import NO_SCORE, preference
 from trainers.rows import Rows, write_rows
+from trainers.step import all_sum
 
 CFG = Model(hidden_size=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, expert_size=24, context=32)
 CFG.balance_coef, CFG.z_coef, CFG.init_std = 0.5, 0.1, 0.3  # so large that a wrong one shows
@@ -49,6 +53,8 @@ RUNS = {
     2: ["data, checkpointing", "fsdp2", "experts", "experts, fsdp2, checkpointing"],
     4: ["data", "fsdp2, checkpointing", "experts, checkpointing", "experts on all", "experts, fsdp2"],
 }
+SCORES = ("total", "clear")
+PREFERENCE = preference(SCORES, RewardLoss.pairwise, 0.5)
 OPTIM = Optim(kind=Optimizer.adamw, eps=1e-4, lr=1e-2)
 Result = dict[str, Tensor]
 
@@ -65,7 +71,7 @@ def batch() -> Batch:
     return made
 
 
-def started(name: str, head: str = "language") -> Decoder:
+def started(name: str, head: Head = LANGUAGE) -> Decoder:
     model = new_decoder(CFG, VOCABULARY, head=head, seed=3).train()
     model.checkpointing = name.endswith(CHECKPOINTING)
     return parallelise(model, PLANS[name.removesuffix(CHECKPOINTING)])
@@ -87,16 +93,29 @@ def gradients(name: str) -> Result:
 
 def trained(name: str, kind: Optimizer, objective: Objective) -> Result:
     """Metrics and weights of three steps, each of two micro-batches; the norm of the gradients is clipped."""
-    model = started(name, SCALAR if objective is PREFERENCE else "language")
+    model = started(name, SCORES if objective is PREFERENCE else LANGUAGE)
     optimizer = new_optimizer(model, Optim(**{**vars(OPTIM), "kind": kind}))
     held = batch()
     if objective is PREFERENCE:
         held["loss"] = torch.zeros_like(held["loss"])
         held["loss"][[0, 3, 4, 7], 2] = held["loss"][[0, 3, 4, 7], 10] = 1  # a pair in every other row
+        held["query"] = torch.zeros_like(held["loss"])
+        for score in SCORES:
+            held[f"rank_{score}"] = torch.full_like(held["loss"], -1)
+            held[f"rank_{score}"][[0, 3, 4, 7], 2], held[f"rank_{score}"][[0, 3, 4, 7], 10] = 0, 1
+            held[f"score_{score}"] = torch.full_like(held["loss"], NO_SCORE)
     found: Result = {}
+    average = Average(model, 0.9)
     for step in range(3):
-        values = train_step(model, optimizer, objective, mine(held), 1e-2, 0.5, 2)
+        before = copied_weights(model)
+        values = take_step(model, optimizer, objective, mine(held), rate=1e-2, clip=0.5, accumulate=2)
+        values["update_norm"] = float(update_norm(before, model))
+        average.update(model)
+        with average.swapped(model), torch.no_grad():
+            total = objective.loss(model, mine(held)).total
+        values["averaged"] = float(all_sum(total))
         found |= {f"step {step}/{metric}": torch.tensor(value) for metric, value in values.items()}
+    found |= {f"average/{n}": whole(p) for n, p in average.tensors().items()}
     found |= {f"weight/{n}": whole(p.detach()) for n, p in model.state_dict().items()}
     return {f"{objective.unit}, {kind.value}/{n}": tensor for n, tensor in found.items()}
 
@@ -104,8 +123,8 @@ def trained(name: str, kind: Optimizer, objective: Objective) -> Result:
 def measured(name: str, rows: Path) -> Result:
     """All that must not depend on the number of workers."""
     model = started(name)
-    values = evaluate(model, LANGUAGE_MODEL, Rows(rows), limit=7, size=2)
-    found = {"held out": torch.tensor(values["loss"])} | gradients(name)
+    total, units, _, _ = held_out_sums(model, LANGUAGE_MODEL, Rows(rows), limit=7, size=2)
+    found = {"held out": (total / units).float()} | gradients(name)
     return found | trained(name, Optimizer.muon, LANGUAGE_MODEL) | trained(name, Optimizer.adamw, PREFERENCE)
 
 
@@ -115,12 +134,12 @@ def go_on(name: str, before: Path, after: Path) -> None:
     optimizer = new_optimizer(model, Optim(**{**vars(OPTIM), "kind": Optimizer.muon}))
     if before.name != "0":
         checkpoint.load(before, model, optimizer)
-    train_step(model, optimizer, LANGUAGE_MODEL, mine(batch()), 1e-2, 0.5, 1)
-    evaluate(model, LANGUAGE_MODEL, Rows(before.parent / "rows"), limit=7)  # leaves gathered weights behind
-    state = checkpoint.state(model, optimizer)
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        after.mkdir()
-        checkpoint.write(after, state)
+    take_step(model, optimizer, LANGUAGE_MODEL, mine(batch()), rate=1e-2, clip=0.5)
+    held_out_sums(model, LANGUAGE_MODEL, Rows(before.parent / "rows"), limit=7)  # leaves gathered weights behind
+    taken = checkpoint.take(model, optimizer)
+    after.mkdir(exist_ok=True)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    checkpoint.write(after, taken, rank=rank, world=world)
     if dist.is_initialized():
         dist.barrier()
 
@@ -235,7 +254,10 @@ def test_checkpoints_go_from_1_to_2_to_4_workers_and_back(four: Path) -> None:
     go_on("data", four / "1", four / "straight 2")
     for step in (2, 3, 4):
         go_on("data", four / f"straight {step}", four / f"straight {step + 1}")
-    for file in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+    assert len([*(four / "4").glob("*-of-00004.safetensors")]) == 2 * 4
+    shares = [sum(path.stat().st_size for path in (four / "4").glob(f"[wo]*-0000{rank}-*")) for rank in range(4)]
+    assert max(shares) < 1.2 * min(shares)
+    for file in ("weights-00000-of-00001.safetensors", "optimizer-00000-of-00001.safetensors"):
         assert_same(load_file(four / "5" / file), load_file(four / "straight 5" / file))
 
 

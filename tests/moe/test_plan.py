@@ -93,7 +93,7 @@ import torch
 from conf.schema import Model, Optim, Optimizer
 from moe.decoder import new_decoder
 from moe.optimizer import new_optimizer
-from trainers.loop import train_step
+from tests.trainers.training import take_step
 from trainers.objectives import LANGUAGE_MODEL
 from tests.moe.test_plan import batch_of
 
@@ -104,7 +104,7 @@ def steps(cfg, kind, rows, length, vocab):
     model = new_decoder(cfg, vocab).train()
     optimizer = new_optimizer(model, Optim(kind=kind))
     for _ in range(2):
-        train_step(model, optimizer, LANGUAGE_MODEL, batch_of(rows, length, vocab), 1e-3, 1.0, 1)
+        take_step(model, optimizer, LANGUAGE_MODEL, batch_of(rows, length, vocab), rate=1e-3, clip=1.0)
 
 knobs, kind, rows, length, vocab = json.loads(sys.argv[1])
 small = Model(hidden_size=64, layers=1, heads=2, kv_heads=1, head_dim=32, experts=2, expert_size=64)

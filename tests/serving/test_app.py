@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from moe.engine import Engine, Token
-from serving.app import Served, endpoint
+from serving.app import endpoint
 from serving.decoding import DecodingThread
+from serving.replies import Served
 from tests.serving.conftest import CONTEXT, Tiny
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "temperature": 0, "max_tokens": 900}

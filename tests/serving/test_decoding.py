@@ -25,7 +25,7 @@ def prompt(tiny: Tiny, text: str = "你是谁") -> list[int]:
 
 async def ids(thread: DecodingThread, prompt: list[int], *samplings: Sampling) -> list[list[int]]:
     out: list[list[int]] = [[] for _ in samplings]
-    async for index, token in thread.submit(prompt, list(samplings)):
+    async for index, token in thread.submit([(prompt, sampling) for sampling in samplings]):
         out[index].append(token.id)
     return out
 
@@ -40,9 +40,9 @@ def test_answers_are_those_of_generate(tiny: Tiny) -> None:
 
 def test_more_than_slots_and_queue_is_refused_whole(tiny: Tiny) -> None:
     async def scenario(thread: DecodingThread) -> None:
-        held = thread.submit(prompt(tiny), [Sampling(60, temperature=0)] * 3)
+        held = thread.submit([(prompt(tiny), Sampling(60, temperature=0))] * 3)
         with pytest.raises(Busy, match="3 answers are under way and at most 4"):
-            thread.submit(prompt(tiny), [Sampling(5)] * 2)
+            thread.submit([(prompt(tiny), Sampling(5))] * 2)
         assert thread.active == 3
         held.close()
         assert len((await ids(thread, prompt(tiny), *[Sampling(5, temperature=0)] * 4))[3]) == 5
@@ -54,7 +54,7 @@ def test_more_than_slots_and_queue_is_refused_whole(tiny: Tiny) -> None:
 def test_a_closed_request_frees_its_slots(tiny: Tiny) -> None:
     async def scenario(thread: DecodingThread) -> None:
         for _ in range(50):
-            answers = thread.submit(prompt(tiny), [Sampling(90, temperature=0)] * 4)
+            answers = thread.submit([(prompt(tiny), Sampling(90, temperature=0))] * 4)
             async for _ in answers:
                 break
             answers.close()
@@ -69,7 +69,7 @@ def test_a_closed_request_frees_its_slots(tiny: Tiny) -> None:
 def test_one_answer_stopped_and_the_other_goes_on(tiny: Tiny) -> None:
     async def scenario(thread: DecodingThread) -> list[int]:
         counts = [0, 0]
-        answers = thread.submit(prompt(tiny), [Sampling(30, temperature=0)] * 2)
+        answers = thread.submit([(prompt(tiny), Sampling(30, temperature=0))] * 2)
         async for index, _ in answers:
             counts[index] += 1
             if counts[0] == 3:
@@ -91,7 +91,7 @@ def test_a_death_fails_everybody_at_once(tiny: Tiny, capsys: pytest.CaptureFixtu
             return super().step()
 
     async def scenario(thread: DecodingThread) -> None:
-        answers = [thread.submit(prompt(tiny), [Sampling(90, temperature=0)]) for _ in range(3)]
+        answers = [thread.submit([(prompt(tiny), Sampling(90, temperature=0))]) for _ in range(3)]
         first = aiter(answers[0])
         assert (await anext(first))[0] == 0
         armed.set()
@@ -100,17 +100,55 @@ def test_a_death_fails_everybody_at_once(tiny: Tiny, capsys: pytest.CaptureFixtu
                 async for _ in waiting:
                     pass
         with pytest.raises(Died):
-            thread.submit(prompt(tiny), [Sampling(1)])
+            thread.submit([(prompt(tiny), Sampling(1))])
 
     thread = DecodingThread(Fragile(tiny.model, 2, (tiny.tokenizer.im_end,)), waiting=2)
     asyncio.run(asyncio.wait_for(scenario(thread), 30))
     assert "the numbers are off" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_death_fails_those_who_wait_for_scores(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def broken(*_: object, **__: object) -> None:
+        entered.set()
+        go.wait(20)
+        raise ArithmeticError("the numbers are off")
+
+    async def scenario() -> None:
+        with decoding(tiny) as thread:
+            waiting = [asyncio.ensure_future(thread.score(prompt(tiny), top=1)) for _ in range(3)]
+            await asyncio.to_thread(entered.wait, 20)  # one is under way, the others wait
+            waiting[2].cancel()
+            go.set()
+            for one in waiting[:2]:
+                with pytest.raises(Died, match="ArithmeticError: the numbers are off"):
+                    await one
+            with pytest.raises(Died):
+                await thread.score(prompt(tiny), top=1)
+
+    monkeypatch.setattr("serving.decoding.score", broken)
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_answers_go_on_while_much_is_scored(tiny: Tiny) -> None:
+    async def scenario(thread: DecodingThread) -> None:
+        answers = asyncio.ensure_future(ids(thread, prompt(tiny), Sampling(20, temperature=0)))
+        scores = [asyncio.ensure_future(thread.score(prompt(tiny), top=0)) for _ in range(200)]
+        await answers
+        assert sum(one.done() for one in scores) < 60  # about one between two tokens
+        first, *rest = [scored.logprobs for scored in await asyncio.gather(*scores)]
+        assert len(first) == len(prompt(tiny)) - 1 and rest == [first] * 199
+
+    with decoding(tiny) as thread:
+        asyncio.run(scenario(thread))
+
+
 def test_the_end_of_the_thread_is_told(tiny: Tiny) -> None:
     async def scenario() -> None:
         with decoding(tiny) as thread:
-            answers = thread.submit(prompt(tiny), [Sampling(90, temperature=0)] * 3)
+            answers = thread.submit([(prompt(tiny), Sampling(90, temperature=0))] * 3)
             thread.close()
             with pytest.raises(Died, match="shutting down"):
                 async for _ in answers:

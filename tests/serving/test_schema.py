@@ -3,14 +3,14 @@ from typing import Any
 
 import pytest
 
-from serving.schema import ApiError, parse
+from serving.schema import ApiError, ChatRequest, parse
 
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def refusal(**fields: object) -> dict[str, Any]:
     with pytest.raises(ApiError) as caught:
-        parse(json.dumps(HELLO | fields).encode())
+        parse(json.dumps(HELLO | fields).encode(), ChatRequest)
     assert caught.value.status_code == 400
     error: dict[str, Any] = caught.value.body["error"]
     assert error["type"] == "invalid_request_error"
@@ -18,16 +18,19 @@ def refusal(**fields: object) -> dict[str, Any]:
 
 
 def test_what_is_not_said_is_none() -> None:
-    request = parse(json.dumps(HELLO).encode())
+    request = parse(json.dumps(HELLO).encode(), ChatRequest)
     assert (request.temperature, request.bound, request.stops, request.stream) == (None, None, [], None)
 
 
 def test_edges_of_every_bound_are_accepted() -> None:
     given = {"temperature": 2, "top_p": 1, "n": 8, "max_tokens": 1, "stop": ["a"] * 4, "seed": -(2**63)}
-    request = parse(json.dumps(HELLO | given).encode())
+    request = parse(json.dumps(HELLO | given).encode(), ChatRequest)
     assert (request.temperature, request.top_p, request.n, request.bound) == (2.0, 1.0, 8, 1)
     assert (request.stops, request.seed) == (["a"] * 4, -(2**63))
-    assert parse(json.dumps(HELLO | {"messages": HELLO["messages"] * 256}).encode()).messages[255].content == "hi"
+    assert (
+        parse(json.dumps(HELLO | {"messages": HELLO["messages"] * 256}).encode(), ChatRequest).messages[255].content
+        == "hi"
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,10 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -
 
 def test_values_that_ask_for_nothing_are_accepted() -> None:
     idle = {"presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "logprobs": False, "tools": None}
-    assert parse(json.dumps(HELLO | idle | {"response_format": {"type": "text"}, "user": "u"}).encode()).user == "u"
+    assert (
+        parse(json.dumps(HELLO | idle | {"response_format": {"type": "text"}, "user": "u"}).encode(), ChatRequest).user
+        == "u"
+    )
     replayed: dict[str, Any] = {
         "role": "assistant",
         "content": "x",
@@ -84,7 +90,9 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
         "tool_calls": None,
         "annotations": [],
     }
-    assert parse(json.dumps(HELLO | {"messages": [replayed]}).encode()).messages[0].plain()["content"] == "x"
+    assert (
+        parse(json.dumps(HELLO | {"messages": [replayed]}).encode(), ChatRequest).messages[0].plain()["content"] == "x"
+    )
 
 
 def test_contradictions_are_refused() -> None:
@@ -98,7 +106,7 @@ def test_contradictions_are_refused() -> None:
 )
 def test_what_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        parse(body)
+        parse(body, ChatRequest)
     assert caught.value.status_code == 400
     assert caught.value.body["error"]["code"] == "invalid_json"
 
@@ -106,7 +114,7 @@ def test_what_is_not_json_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"[]", b'"x"', b"null", b"3"])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError, match="object"):
-        parse(body)
+        parse(body, ChatRequest)
 
 
 def test_a_long_value_is_quoted_short() -> None:
@@ -115,5 +123,5 @@ def test_a_long_value_is_quoted_short() -> None:
 
 def test_parts_are_joined_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "作一首"}, {"type": "text", "text": "五言绝句"}]
-    request = parse(json.dumps(HELLO | {"messages": [{"role": "developer", "content": parts}]}).encode())
+    request = parse(json.dumps(HELLO | {"messages": [{"role": "developer", "content": parts}]}).encode(), ChatRequest)
     assert request.messages[0].plain() == {"role": "system", "content": "作一首五言绝句"}
