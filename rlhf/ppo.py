@@ -29,7 +29,7 @@ def main(cfg: Config) -> dict[str, float]:
     from moe.tokenizer import Tokenizer
     from rlhf.graph import start
 
-    settings = {"ppo": cfg.ppo, "evaluate": cfg.evaluate, "pipeline.samples": cfg.pipeline.samples}
+    settings = {"ppo": cfg.ppo, "pipeline.samples": cfg.pipeline.samples, **cfg.evaluate.measure()}
     with open_stage(cfg, "rl", reads=["base", "chat", "reward", "tasks"], settings=settings) as stage:
         if stage.done:
             return stage.metrics
@@ -54,8 +54,8 @@ def main(cfg: Config) -> dict[str, float]:
         )
         with (
             closing(graph),
-            Tracker(stage.folder, cfg.tracker, run=cfg.run.name, stage="rl", step=first) as tracker,
             follow(stage.folder, "rl", cfg.ppo.iterations, show=("rl/reward", "rl/form_ok", "rl/rhyme_ok", "rl/kl")),
+            Tracker(stage.folder, cfg.tracker, run=cfg.run.name, stage="rl", step=first) as tracker,
         ):
             if found:
                 graph.load(found[1], version=first)

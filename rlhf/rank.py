@@ -70,7 +70,8 @@ def main(cfg: Config) -> dict[str, float]:
 
 
 def ranking(query: dict[str, Any], answers: list[dict[str, Any]], copies: "Copies", cfg: Rank) -> dict[str, Any]:
-    """The query with its answers; each gets `scores` per principle, their mean `total`, and `rank` (0 the best)."""
+    """The query with its answers; each gets `scores` per principle and their mean `total`, and the places that these
+    come to (0 the best): `ranks` per principle and `rank`."""
     from rlhf.principles import rank, score, total
 
     scored = []
@@ -80,8 +81,14 @@ def ranking(query: dict[str, Any], answers: list[dict[str, Any]], copies: "Copie
             answer
             | {"scores": {p.name: round(scores[p], 4) for p in cfg.principles}, "total": total(scores, cfg.principles)}
         )
-    ranks = rank([answer["total"] for answer in scored], cfg.margin)
-    return query | {"answers": [answer | {"rank": place} for answer, place in zip(scored, ranks, strict=True)]}
+    places = rank([answer["total"] for answer in scored], cfg.margin)
+    under = {p.name: rank([answer["scores"][p.name] for answer in scored], cfg.margin) for p in cfg.principles}
+    return query | {
+        "answers": [
+            answer | {"rank": place, "ranks": {name: ranks[number] for name, ranks in under.items()}}
+            for number, (answer, place) in enumerate(zip(scored, places, strict=True))
+        ]
+    }
 
 
 def summary(ranked: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""Evaluate a model folder on the run's held-out split: perplexity, bits per byte, and its answers under the rules."""
+"""Evaluate a model folder: perplexity and bits per byte of text, tasks, poems under the rules, answers to look at."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conf.entry import job
-from conf.schema import Config
+from conf.schema import Config, InputError, Suite, TrackerKind
 
 if TYPE_CHECKING:
     from moe.decoder import Decoder
@@ -13,44 +15,50 @@ if TYPE_CHECKING:
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Print and return the metrics of `evaluate.model`, or of the newest of rl, chat, base in the run."""
+    """Print, write and return the metrics of `evaluate.model`, or of the newest of rl, chat, base in the run."""
     from cluster.run import newest_model
-    from moe import folder
-    from moe.evaluation import answers
-    from moe.tokenizer import Tokenizer
-    from trainers.rows import Rows
+    from cluster.storage import write_json
+    from cluster.tracker import to_json
+    from trainers.suites import SUITES, load
 
+    suites = chosen(cfg)
     path = newest_model(cfg, cfg.evaluate.model, among=("rl", "chat", "base"), knob="evaluate.model")
-    model, tokenizer = folder.load(path), Tokenizer.load(path)
-    run = cfg.run.folder
-    metrics = held_out(model, tokenizer, Rows(run / "tokens" / "val"), limit=cfg.evaluate.rows)
-    metrics |= answers(model, tokenizer, run / "tasks", cfg.evaluate, seed=cfg.run.seed)[0]
-    print(f"{path}")
-    for name, value in metrics.items():
-        print(f"  {name:<16} {value:.4g}")
+    model, tokenizer = load(path)
+    metrics: dict[str, float] = {}
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for suite in suites:
+        measured, shown[suite.name] = SUITES[suite](model, tokenizer, cfg)
+        metrics |= measured
+    print(path)
+    show(metrics, shown.get(Suite.samples.name, []))
+    if cfg.evaluate.out:
+        out = Path(cfg.evaluate.out).absolute()
+        found = {"model": str(path), "metrics": to_json(metrics), "answers": {s: a for s, a in shown.items() if a}}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, found)
+    if cfg.tracker.kind is TrackerKind.wandb:
+        track(cfg, path, metrics)
     return metrics
+
+
+def chosen(cfg: Config) -> list[Suite]:
+    """The suites to run: those of `evaluate.suites`, or all that have data. Raises `InputError` if one has none."""
+    from trainers.suites import missing
+
+    reasons = {suite: missing(suite, cfg) for suite in cfg.evaluate.suites or Suite}
+    lacking = [reason for reason in reasons.values() if reason]
+    if lacking and (cfg.evaluate.suites or len(lacking) == len(reasons)):
+        raise InputError(lacking[0])
+    return [suite for suite, reason in reasons.items() if not reason]
 
 
 def held_out(model: "Decoder", tokenizer: "Tokenizer", rows: "Rows", *, limit: int) -> dict[str, float]:
     """{"loss" (nats per target), "perplexity", "bits_per_byte"} over the first `limit` packed rows."""
-    import torch
-
-    from moe.evaluation import bits_per_byte, perplexity, piece_bytes
-    from trainers.objectives import in_turn, language_loss
+    from trainers.objectives import in_turn
+    from trainers.suites import language_metrics
 
     check_tokenizer(rows, tokenizer)
-    sizes, nats, targets, text_bytes = piece_bytes(tokenizer), 0.0, 0, 0
-    with torch.no_grad():
-        for batch in in_turn(rows, limit):
-            loss = language_loss(model, batch)
-            nats += float(loss.total)
-            targets += loss.units
-            text_bytes += int(sizes[batch["tokens"][batch["loss"] == 1]].sum())
-    return {
-        "loss": nats / max(1, targets),
-        "perplexity": perplexity(nats, targets),
-        "bits_per_byte": bits_per_byte(nats, text_bytes),
-    }
+    return language_metrics(model, tokenizer, in_turn(rows, limit))
 
 
 def check_tokenizer(rows: "Rows", tokenizer: "Tokenizer") -> None:
@@ -62,6 +70,47 @@ def check_tokenizer(rows: "Rows", tokenizer: "Tokenizer") -> None:
             f"{rows.folder}: made with tokenizer {rows.tokenizer[:12]}, the model has {tokenizer.digest[:12]}; "
             "run trainers.tokens again with the model's tokenizer (tokenizer.path=<model folder>)"
         )
+
+
+def show(metrics: Mapping[str, float], examples: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of the metrics that stand alone, one of the tasks', and the examples."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(highlight=False)
+    alone = {name: value for name, value in metrics.items() if "/" not in name}
+    if alone:
+        table = Table("metric", "value", box=SIMPLE_HEAD, pad_edge=False)
+        for name, value in alone.items():
+            table.add_row(name, f"{value:.4g}")
+        console.print(table)
+    by_task: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if name not in alone:
+            task, _, measure = name.rpartition("/")
+            by_task.setdefault(task, {})[measure] = value
+    if by_task:
+        measures = list(dict.fromkeys(measure for its in by_task.values() for measure in its))
+        table = Table("task", *(Column(measure, no_wrap=True) for measure in measures), box=SIMPLE_HEAD, pad_edge=False)
+        for task, its in by_task.items():
+            table.add_row(task, *(f"{its[measure]:.4g}" if measure in its else "" for measure in measures))
+        console.print(table)
+    for example in examples:
+        console.print(f"\n[bold]{example['task']}[/] {example['id']}")
+        console.print(f"{example['prompt']}\n-> {example['answer']}", markup=False, soft_wrap=True)
+
+
+def track(cfg: Config, path: Path, metrics: Mapping[str, float]) -> None:
+    """Log the metrics as step 0 of a W&B run of their own."""
+    import shutil
+
+    from cluster.tracker import Tracker
+
+    folder = cfg.run.folder / "evaluate" / path.name
+    shutil.rmtree(folder, ignore_errors=True)  # of an evaluation before: this one does not go on from it
+    with Tracker(folder, cfg.tracker, run=cfg.run.name, stage=f"evaluate/{path.name}") as tracker:
+        tracker.log(metrics, 0)
 
 
 if __name__ == "__main__":

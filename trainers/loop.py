@@ -1,13 +1,11 @@
 """The one training loop: pretraining, SFT and reward modelling differ in rows, first weights and objective only."""
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import ray.train
@@ -17,114 +15,44 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from cluster import fault
 from cluster.progress import follow
-from cluster.storage import newest_checkpoint, save_checkpoint, write_file
-from cluster.tracker import Tracker, alarms, read_metrics
-from conf.schema import Cluster, Compute, Config, Fit, InputError, Optim, Precision
-from conf.schema import Doctor as DoctorConfig
-from conf.schema import Tracker as TrackerConfig
-from moe import checkpoint, native
+from cluster.saver import Saver
+from cluster.storage import newest_checkpoint, read_json, write_json
+from cluster.tracker import Tracker, read_metrics
+from conf.schema import InputError, Precision, SpikeAction
+from moe import checkpoint
 from moe.adapt import merge
 from moe.allocator import keep_buffers
 from moe.decoder import Decoder
-from moe.doctor import Doctor, router_metrics
-from moe.optimizer import learning_rate, new_optimizer, set_learning_rate
-from moe.parallel import check_parallel, clip_gradients, parallelise, reduce_gradients
-from moe.precision import autocast, fastest
-from trainers.feed import IndexedFeed, batches
+from moe.doctor import Doctor
+from moe.optimizer import copied_weights, learning_rate, set_learning_rate, update_norm
+from moe.parallel import own_rank, world_size
+from moe.precision import autocast
+from trainers.course import opened
+from trainers.feed import PROGRESS, Feed, IndexedFeed, StreamedFeed
+from trainers.meter import EVALUATE, Meter, peak
 from trainers.objectives import Batch, Loss, Objective, in_turn
+from trainers.plan import Plan as Plan
 from trainers.rows import Rows
+from trainers.spikes import Verdict
+from trainers.state import State
+from trainers.step import Taken, all_sum, gradients
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a worker needs to know."""
-
-    folder: Path  # the stage's folder
-    run: str
-    stage: str
-    start: Callable[[], Decoder]  # the weights before step 0
-    objective: Objective
-    rows: Path
-    held_out: Path
-    fit: Fit
-    optim: Optim
-    compute: Compute
-    doctor: DoctorConfig
-    cluster: Cluster
-    tracker: TrackerConfig
-    seed: int
-
-    @classmethod
-    def of(
-        cls,
-        cfg: Config,
-        stage: str,
-        fit: Fit,
-        *,
-        start: Callable[[], Decoder],
-        objective: Objective,
-        rows: Path,
-        held_out: Path,
-    ) -> "Plan":
-        """The plan of a stage of this run."""
-        return cls(
-            folder=cfg.run.folder / stage,
-            run=cfg.run.name,
-            stage=stage,
-            start=start,
-            objective=objective,
-            rows=rows,
-            held_out=held_out,
-            fit=fit,
-            optim=cfg.optim,
-            compute=cfg.compute,
-            doctor=cfg.doctor,
-            cluster=cfg.cluster,
-            tracker=cfg.tracker,
-            seed=cfg.run.seed,
-        )
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    def check(self) -> None:
-        """Raise `InputError` for what cannot be trained."""
-        workers = self.cluster.workers
-        if self.fit.batch_rows % (workers * self.fit.accumulate):
-            raise InputError(
-                f"batch_rows={self.fit.batch_rows} of stage {self.stage} must divide by cluster.workers={workers} "
-                f"x accumulate={self.fit.accumulate}"
-            )
-        if self.compute.precision is Precision.fp16:
-            raise InputError(
-                "compute.precision=fp16 loses small gradients without loss scaling, which training does not do; "
-                "try compute.precision=bf16"
-            )
-        if not len(Rows(self.rows)):
-            raise InputError(f"{self.rows}: no row to train on")
-        # What cannot be loaded, adapted or spread is refused here, not by each restart of the workers.
-        check_parallel(self.start().cfg, self.cluster)
+INCIDENTS = "incidents"  # the folder of a stage that tells of each spike
+STOPPED = "stopped"  # the metric that says why a stage ended before its last step
 
 
 def fit(plan: Plan) -> Decoder:
     """Train under Ray Train and return the final model. A killed worker is restarted from the newest checkpoint."""
     plan.check()
-    plan = settled(plan)
-    feed = IndexedFeed(
-        plan.rows,
-        seed=plan.seed,
-        steps=plan.fit.steps,
-        batch_rows=plan.fit.batch_rows,
-        checkpoints=plan.checkpoints,
-    )
+    plan = plan.settled()
     cluster = plan.cluster
     trainer = TorchTrainer(
         work,
         train_loop_config={"plan": plan},
         datasets={"train": ray.data.range(1)},  # the name of the stream; IndexedFeed makes the rows
-        dataset_config=feed,
+        dataset_config=IndexedFeed(plan.course, seed=plan.seed, until=plan.until, checkpoints=plan.checkpoints),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=cluster.gpus_per_worker > 0,
@@ -137,96 +65,134 @@ def fit(plan: Plan) -> Decoder:
             failure_config=FailureConfig(max_failures=3),
         ),
     )
-    with follow(plan.folder, plan.stage, plan.fit.steps, show=("loss", "tokens_per_second")):
+    with follow(plan.folder, plan.stage, plan.fit.steps):
         trainer.fit()
+    return result(plan)
+
+
+def result(plan: Plan) -> Decoder:
+    """The model that training ended with. Raises `InputError` where it was ended early, saying by what."""
     found = newest_checkpoint(plan.checkpoints)
-    if plan.doctor.stop and (found is None or found[0] < plan.fit.steps):
-        step, text = alarms(read_metrics(plan.folder))[-1]
-        raise InputError(f"doctor.stop=true ended stage {plan.stage} at step {step}: {text}")
-    assert found is not None and found[0] == plan.fit.steps, f"{plan.checkpoints}: no checkpoint of the last step"
-    model = plan.start()
-    checkpoint.load(found[1], model)
-    return merge(model).eval()
-
-
-def settled(plan: Plan) -> Plan:
-    """The plan with `compute.precision=auto` measured, once a stage; how it computes is kept beside its checkpoints."""
-    kept = plan.folder / "arithmetic.json"
-    began = json.loads(kept.read_text()) if kept.exists() else {}
-    precision = plan.compute.precision
-    if precision is Precision.auto:
-        measured = began.get("precision") or fastest("cuda" if plan.cluster.gpus_per_worker else "cpu").value
-        precision = Precision(measured)
-    now = {"precision": precision.value, "kernels": "native" if native.available() else "torch"}
-    if began and began != now:
-        print(f"{plan.stage}: began with {began} and goes on with {now}: the result is no longer bitwise the same")
-    write_file(kept, json.dumps(now) + "\n")
-    return replace(plan, compute=replace(plan.compute, precision=precision))
+    if found is None or not read_json(found[1] / PROGRESS)["done"]:
+        told = [(line["step"], line[STOPPED]) for line in read_metrics(plan.folder) if STOPPED in line]
+        assert told, f"{plan.checkpoints}: no checkpoint of the last step"
+        raise InputError(f"stage {plan.stage} ended at step {told[-1][0]}: {told[-1][1]}")
+    state = State.new(replace(plan, cluster=replace(plan.cluster, gpus_per_worker=0.0)))
+    checkpoint.load(found[1], state.model, average=state.average)
+    if state.average is not None:
+        state.average.put_into(state.model)
+    return merge(state.model).eval()
 
 
 def work(settings: dict[str, Any]) -> None:
-    """One training worker."""
+    """One worker of Ray Train."""
     plan: Plan = settings["plan"]
     keep_buffers()
-    torch.set_num_threads(plan.cluster.threads or max(1, (os.cpu_count() or 1) // plan.cluster.workers))
-    torch.manual_seed(plan.seed)
-    model = plan.start().train()
     if plan.cluster.gpus_per_worker:
         torch.set_default_device(ray.train.torch.get_device())
-        model = model.to(torch.get_default_device())
-    model = parallelise(model.compute_with(plan.compute), plan.cluster)
-    optimizer = new_optimizer(model, plan.optim)
-    found = newest_checkpoint(plan.checkpoints)
-    step = 0
-    if found:
-        checkpoint.load(found[1], model, optimizer)
-        step = found[0]
-    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    stream = batches(ray.train.get_dataset_shard("train"), plan.fit.batch_rows // world)
-    log = Tracker(plan.folder, plan.tracker, run=plan.run, stage=plan.stage, step=step) if rank == 0 else nullcontext()
-    with log as tracker:
-        steps(plan, model, optimizer, stream, tracker, first=step)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    stream = ray.train.get_dataset_shard("train")
+    learn(plan, lambda position: StreamedFeed(stream, position=position, rank=rank, world=world))
 
 
-def steps(
-    plan: Plan,
-    model: Decoder,
-    optimizer: torch.optim.Optimizer,
-    stream: Iterator[Batch],
-    tracker: Tracker | None,
-    *,
-    first: int = 0,
-) -> None:
-    """From step `first` to the end. Rank 0, which has the tracker, writes metrics and checkpoints."""
+def learn(plan: Plan, feed: Callable[[int], Feed]) -> State:
+    """From the newest checkpoint to the end, as one of the process group's workers; `feed` gives the rows from a
+    position on."""
+    rank, world = own_rank(), world_size()
+    own_threads = 1 if plan.slots else max(1, (os.cpu_count() or 1) // plan.cluster.workers)
+    torch.set_num_threads(plan.cluster.threads or own_threads)
+    state = State.new(plan)
+    checkpoint.seed_random(rank, plan.seed)
+    if found := newest_checkpoint(plan.checkpoints):
+        state.restore(found[1], seed=plan.seed)
+    log = Tracker(plan.folder, plan.tracker, run=plan.run, stage=plan.stage, step=state.step) if rank == 0 else None
+    saver = Saver(plan.checkpoints, plan.saving, keep=plan.fit.keep, rank=rank, world=world, attempt=_attempt())
+    with log or nullcontext() as tracker, saver:
+        if not state.done:
+            steps(plan, state, feed(state.position), saver, tracker)
+    return state
+
+
+def _attempt() -> str:
+    """A name for this start of the workers, the same on all of them."""
+    drawn = torch.tensor(int.from_bytes(os.urandom(6)))
+    if world_size() > 1:
+        dist.broadcast(drawn, 0)
+    return f"{int(drawn):012x}"
+
+
+def steps(plan: Plan, state: State, feed: Feed, saver: Saver, tracker: Tracker | None) -> None:
+    """From where `state` is to the end. Rank 0, which has the tracker, writes metrics and tells of incidents."""
     cfg = plan.fit
     objective = in_precision(plan.objective, plan.compute.precision)
-    before = (line for line in read_metrics(plan.folder) if line["step"] <= first)
-    doctor = Doctor(plan.doctor, model.cfg, plan.optim, before)
-    clock, tokens = time.perf_counter(), 0
-    for step in range(first, cfg.steps + 1):  # one extra turn: the final evaluation and save
-        last = step == cfg.steps
-        if due(step, cfg.eval_every, last) and step > first:
-            values = evaluate(model, objective, Rows(plan.held_out), limit=cfg.eval_rows)
-            if tracker:
-                tracker.log({f"val/{name}": value for name, value in values.items()}, step)
-            clock, tokens = time.perf_counter(), 0
-        if due(step, cfg.save_every, last) and step > first:
-            state = checkpoint.state(model, optimizer)
-            if tracker:
-                save_checkpoint(plan.checkpoints, step, partial(checkpoint.write, tensors=state), cfg.keep)
+    doctor = new_doctor(plan, state)
+    meter = new_meter(plan, state)
+    begun = state.step
+    while True:
+        last, score = state.step == cfg.steps or state.stopper.over, None
+        if due(state.step, cfg.eval_every, last) and state.step > begun:
+            with meter.part(EVALUATE):
+                values = evaluate(plan, state, objective)
+            fault.at("train.evaluated")
+            log(tracker, values, state.step)
+            score = values["val/loss"]
+            last = state.stopper.see(score) or last
+        if due(state.step, cfg.save_every, last) and state.step > begun:
+            with meter.part("save"):
+                state.done = last
+                save(state, saver, tracker, score)
         if last:
-            break
-        rate = learning_rate(step, cfg.steps, plan.optim, scale=cfg.lr_scale)
-        batch = on(next(stream), model)
-        tokens += int((batch["segments"] > 0).sum())
-        values = train_step(model, optimizer, objective, batch, rate, plan.optim.clip, cfg.accumulate)
-        if due(step + 1, cfg.log_every, step + 1 == cfg.steps):
-            told = doctor.examine(values, step + 1)  # on every worker alike: all must stop together
-            speed = float(all_sum(torch.tensor(float(tokens)))) / (time.perf_counter() - clock)
-            if tracker:
-                tracker.log({**values, "lr": rate, "tokens_per_second": speed, **told}, step + 1)
-            if told and plan.doctor.stop:
+            return
+        with meter.part("data"):
+            count = plan.rows(state.step)
+            batch = on(feed.take(count), state.model)
+            state.go_to(plan, state.position + count)
+        fault.at("train.fed")
+        with meter.part("gradients"):
+            taken = gradients(
+                state.model,
+                objective,
+                batch,
+                accumulate=cfg.accumulate,
+                clip=plan.optim.clip,
+                scale=state.scale.scale if state.scale else 1.0,
+                slots=plan.slots,
+                seed=plan.seed * cfg.steps + state.step,
+            )
+            meter.count(taken.tokens, taken.targets, taken.pairs)
+        fault.at("train.gradients")
+        logged = due(state.step + 1, cfg.log_every, state.step + 1 == cfg.steps)
+        with meter.part("optimizer"):
+            verdict, made = move(plan, state, taken, measure=logged)
+        fault.at("train.stepped")
+        state.step, state.tokens, state.flops = state.step + 1, meter.tokens, meter.flops
+        if verdict is not None and not verdict.accepted:
+            write_incident(plan, state, verdict, count)
+            if verdict.stop or plan.spikes.action is SpikeAction.stop or state.rollbacks == plan.spikes.limit:
+                log(tracker, {STOPPED: f"{verdict.reason} (see {plan.folder / INCIDENTS})"}, state.step)
                 return
+            at = state.step
+            if plan.spikes.action is SpikeAction.rollback and go_back(plan, state, saver, tracker):
+                begun, meter.tokens, meter.flops = state.step, state.tokens, state.flops
+                doctor = new_doctor(plan, state)
+            log_incident(plan, tracker, at, state.step, verdict.reason)
+        elif logged:
+            told = doctor.examine(taken.metrics, state.step)  # on every worker alike: all must stop together
+            log(tracker, {**taken.metrics, **made, **meter.read(), **told}, state.step)
+            if told and plan.doctor.stop:
+                log(tracker, {STOPPED: f"doctor.stop=true: {next(iter(told.values()))}"}, state.step)
+                return
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    return last or step % every == 0
+
+
+def log(tracker: Tracker | None, values: Mapping[str, float | str], step: int) -> None:
+    if tracker:
+        tracker.log(values, step)
+    fault.at("train.logged")
 
 
 def in_precision(objective: Objective, precision: Precision) -> Objective:
@@ -239,85 +205,133 @@ def in_precision(objective: Objective, precision: Precision) -> Objective:
     return replace(objective, loss=loss)
 
 
-def due(step: int, every: int, last: bool) -> bool:
-    return last or step % every == 0
+def new_doctor(plan: Plan, state: State) -> Doctor:
+    """One that has seen what was logged up to now."""
+    before = (line for line in read_metrics(plan.folder) if line["step"] <= state.step)
+    return Doctor(plan.doctor, state.model.cfg, plan.optim, before)
 
 
-def train_step(
-    model: Decoder,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    batch: Batch,
-    rate: float,
-    clip: float,
-    accumulate: int,
-) -> dict[str, float]:
-    """One optimizer step over the global batch; its metrics are those of all workers.
+def new_meter(plan: Plan, state: State) -> Meter:
+    kind, precision = on_device(state.model).type, plan.compute.precision
+    return Meter(
+        state.model,
+        world=world_size(),
+        peak=peak(kind, precision, plan.gpu),
+        checkpointing=plan.compute.checkpointing,
+        tokens=state.tokens,
+        flops=state.flops,
+    )
 
-    The loss is divided by the units of the whole step, so that micro-batches and workers weigh by what they hold.
+
+def move(plan: Plan, state: State, taken: Taken, *, measure: bool) -> tuple[Verdict | None, dict[str, float]]:
+    """Let the optimizer use the gradients, unless they are refused; what was made of them, and metrics of it.
+
+    No verdict: fp16 overflowed, which a lower scale mends.
     """
-    units = all_sum(torch.tensor(float(objective.units(batch)))).clamp(min=1.0)
-    total, hits, aux = torch.zeros(()), torch.zeros(()), torch.zeros(())
-    load, measured = torch.zeros(model.cfg.layers, model.cfg.experts), torch.zeros(3, model.cfg.layers)
-    for micro in split(batch, accumulate):
-        loss = objective.loss(model, micro)
-        auxiliary = loss.hidden.auxiliary / accumulate
-        (loss.total / units + auxiliary).backward()
-        total += loss.total.detach()
-        aux += auxiliary.detach()
-        hits += loss.hits
-        load += loss.hidden.load / accumulate
-        measured += torch.stack([loss.hidden.balance, loss.hidden.z, loss.hidden.entropy]) / accumulate
-    reduce_gradients(model)
-    norm = clip_gradients(model, clip)
-    set_learning_rate(optimizer, rate)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    values = {
-        "loss": float(all_sum(total) / units),
-        "grad_norm": float(norm),
-        "aux": float(all_sum(aux)),
-    }
-    if objective.unit == "pair":
-        values["accuracy"] = float(all_sum(hits) / units)
-    balance, z, entropy = all_sum(measured)
-    return values | router_metrics(load, balance, z, entropy, top_k=model.cfg.top_k)
+    rate = learning_rate(state.step, plan.fit.steps, plan.optim, scale=plan.fit.lr_scale)
+    made = {"lr": rate, "position": float(state.position)}
+    if state.scale is not None:
+        before, finite = state.scale.scale, isfinite(taken.norm)
+        state.scale.update(finite)
+        made["loss_scale"] = state.scale.scale
+        if not finite and isfinite(taken.loss) and before > 1.0:
+            return None, made
+    verdict = state.watch.judge(taken.loss, taken.norm)
+    if verdict.accepted:
+        old = copied_weights(state.model) if measure else None
+        set_learning_rate(state.optimizer, rate)
+        state.optimizer.step()
+        if state.average is not None:
+            state.average.update(state.model)
+        if old is not None:
+            made["update_norm"] = float(update_norm(old, state.model))
+    return verdict, made
+
+
+def save(state: State, saver: Saver, tracker: Tracker | None, score: float | None) -> None:
+    if tracker:
+        tracker.sync()  # what the checkpoint's steps have logged must not be younger than it
+    saver.save(state.step, state.writer(), score=score)
+
+
+def write_incident(plan: Plan, state: State, verdict: Verdict, count: int) -> None:
+    """Write down a refused step, with the documents of its rows."""
+    if own_rank() == 0:
+        begin = state.position - count
+        rows = plan.about(plan.course.places(plan.seed, begin, state.position))
+        record = verdict.incident(step=state.step, position=begin, action=plan.spikes.action, rows=rows)
+        (plan.folder / INCIDENTS).mkdir(exist_ok=True)
+        write_json(plan.folder / INCIDENTS / f"step-{state.step:08d}.json", record)
+
+
+def log_incident(plan: Plan, tracker: Tracker | None, at: int, now: int, reason: str) -> None:
+    text = f"step {at} left out: {reason}" if at == now else f"from step {at} back to step {now}: {reason}"
+    # A run that was killed after it went back goes back again, and has told so before.
+    if tracker and not any(line.get("incident") == text for line in read_metrics(plan.folder)):
+        log(tracker, {"incident": text}, now)
+
+
+def go_back(plan: Plan, state: State, saver: Saver, tracker: Tracker | None) -> bool:
+    """Be as `spikes.rollback_steps` ago or earlier, but with all rows since left out; False where nothing is saved."""
+    saver.wait()
+    if world_size() > 1:
+        dist.barrier()  # what the first worker has committed, all see
+    found = newest_checkpoint(plan.checkpoints, at_most=state.step - plan.spikes.rollback_steps)
+    if found is None:
+        return False
+    position, rollbacks = state.position, state.rollbacks + 1
+    state.restore(found[1], seed=plan.seed)
+    state.rollbacks = rollbacks
+    state.go_to(plan, position)
+    if tracker:  # what came after is given up; later checkpoints go when the next is saved
+        tracker.rewind(state.step)
+    return True
 
 
 @torch.no_grad()
-def evaluate(model: Decoder, objective: Objective, rows: Rows, *, limit: int, size: int = 32) -> dict[str, float]:
-    """Mean loss over the first `limit` held-out rows (and the share of pairs ranked right), on all workers together."""
-    model.eval()
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    sums = torch.zeros(3, dtype=torch.float64)
-    for batch in in_turn(rows, limit, rank=rank, world=world_size(), size=size):
-        loss = objective.loss(model, on(batch, model))
-        sums += torch.tensor([float(loss.total), float(loss.units), float(loss.hits)], dtype=torch.float64)
-    model.train()
-    total, units, hits = all_sum(sums).tolist()
-    values = {"loss": total / max(1.0, units)}
-    if objective.unit == "pair":
-        values["accuracy"] = hits / max(1.0, units)
+def evaluate(plan: Plan, state: State, objective: Objective) -> dict[str, float]:
+    """{"val/loss", "val/<name>/loss" where there are several sets, and "val/accuracy" of answers compared}, over the
+    first `eval_rows` rows of each set; with the averaged weights where they are kept."""
+    sums = {}
+    with state.average.swapped(state.model) if state.average else nullcontext():
+        for name, folder in plan.held_out.items():
+            sums[name] = held_out_sums(
+                state.model, objective, opened(folder), limit=plan.fit.eval_rows, alone=bool(plan.slots)
+            )
+    whole = sum(sums.values(), torch.zeros(4, dtype=torch.float64))
+    values = {"val/loss": _mean(whole)}
+    if len(sums) > 1:
+        values |= {f"val/{name}/loss": _mean(of) for name, of in sums.items()}
+    if objective.unit != "token":
+        values["val/accuracy"] = float(whole[3] / whole[2].clamp(min=1.0))
     return values
+
+
+def _mean(sums: torch.Tensor) -> float:
+    return float(sums[0] / sums[1].clamp(min=1.0))
+
+
+@torch.no_grad()
+def held_out_sums(
+    model: Decoder, objective: Objective, rows: Rows, *, limit: int, alone: bool = False, size: int = 32
+) -> torch.Tensor:
+    """[loss, units, asked, hits] over the first `limit` rows, float64; the workers share them, or each goes through all
+    `alone`, so that the sums do not depend on how many there are."""
+    rank, world = (0, 1) if alone else (own_rank(), world_size())
+    training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)
+    for batch in in_turn(rows, limit, rank=rank, world=world, size=size):
+        loss = objective.loss(model, on(batch, model))
+        sums += torch.tensor([float(v) for v in (loss.total, loss.units, loss.asked, loss.hits)], dtype=torch.float64)
+    model.train(training)
+    return sums if world == 1 else all_sum(sums)
 
 
 def on(batch: Batch, model: Decoder) -> Batch:
     """The batch where the model is."""
-    device = model.model.embed_tokens.weight.device
-    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    return {name: values.to(on_device(model), non_blocking=True) for name, values in batch.items()}
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch as `parts` batches of equal rows."""
-    chunks = {name: values.chunk(parts) for name, values in batch.items()}
-    return [{name: pieces[i] for name, pieces in chunks.items()} for i in range(len(chunks["tokens"]))]
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def all_sum(value: torch.Tensor) -> torch.Tensor:
-    if world_size() > 1:
-        dist.all_reduce(value)
-    return value
+def on_device(model: Decoder) -> torch.device:
+    return model.model.embed_tokens.weight.device

@@ -6,7 +6,7 @@ loss mask speaks of targets: token t counts if it is to be predicted from token 
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class Row:
     tokens: np.ndarray  # [T] int32, `pad` after the last segment
     segments: np.ndarray  # [T] int32: 1, 2, ... the document within the row; 0 is padding
     loss: np.ndarray  # [T] uint8: 1 where the token is a target
+    documents: tuple[int, ...] = ()  # of each segment: which of the samples it comes from, by number
+    extra: dict[str, np.ndarray] = field(default_factory=dict)  # [T] int32 each: what else an objective has to know
 
 
 Piece = tuple[Sequence[int], Sequence[int]]  # ids and their loss mask
@@ -26,18 +28,19 @@ Piece = tuple[Sequence[int], Sequence[int]]  # ids and their loss mask
 def pack(samples: Iterable[Piece], row_length: int, *, pad: int = 0, window: int = WINDOW) -> Iterator[Row]:
     """Rows of `samples`, each (ids, loss mask), best fit within a window. The same samples give the same rows.
 
-    A row opens with the piece that has waited longest, so that none waits for ever, and takes with it those of the
-    window that fill it best, long ones first. Every target comes out exactly once.
+    Samples are numbered in their order, and a row knows the numbers of those it holds. A row opens with the piece that
+    has waited longest, so that none waits for ever, and takes with it those of the window that fill it best, long ones
+    first. Every target comes out exactly once.
     """
     assert row_length > 1 and window > 0
-    waiting: dict[int, deque[tuple[int, Piece]]] = {}  # by length: (arrival, piece), the oldest first
+    waiting: dict[int, deque[tuple[int, int, Piece]]] = {}  # by length: (arrival, sample, piece), the oldest first
     arrived = left = 0
 
-    def take(length: int) -> Piece:
-        piece = waiting[length].popleft()[1]
+    def take(length: int) -> tuple[int, Piece]:
+        _, number, piece = waiting[length].popleft()
         if not waiting[length]:
             del waiting[length]
-        return piece
+        return number, piece
 
     def fill() -> Row:
         oldest = min(waiting, key=lambda length: waiting[length][0][0])
@@ -46,10 +49,10 @@ def pack(samples: Iterable[Piece], row_length: int, *, pad: int = 0, window: int
         chosen += [take(length) for length in best_fit(counts, row_length - oldest)]
         return _row(chosen, row_length, pad)
 
-    for ids, mask in samples:
+    for number, (ids, mask) in enumerate(samples):
         assert len(ids) == len(mask), "each token has its own mask"
         for piece in _pieces(ids, mask, row_length):
-            waiting.setdefault(len(piece[0]), deque()).append((arrived, piece))
+            waiting.setdefault(len(piece[0]), deque()).append((arrived, number, piece))
             arrived += 1
             left += 1
             if left >= window:
@@ -93,14 +96,14 @@ def _pieces(ids: Sequence[int], mask: Sequence[int], row_length: int) -> Iterato
             yield ids[start:stop], mask[start:stop]
 
 
-def _row(pieces: Sequence[Piece], row_length: int, pad: int) -> Row:
+def _row(chosen: Sequence[tuple[int, Piece]], row_length: int, pad: int) -> Row:
     tokens = np.full(row_length, pad, dtype=np.int32)
     segments = np.zeros(row_length, dtype=np.int32)
     loss = np.zeros(row_length, dtype=np.uint8)
     at = 0
-    for number, (ids, mask) in enumerate(pieces, start=1):
+    for segment, (_, (ids, mask)) in enumerate(chosen, start=1):
         end = at + len(ids)
-        tokens[at:end], segments[at:end], loss[at:end] = ids, number, mask
+        tokens[at:end], segments[at:end], loss[at:end] = ids, segment, mask
         loss[at] = 0
         at = end
-    return Row(tokens, segments, loss)
+    return Row(tokens, segments, loss, tuple(number for number, _ in chosen))

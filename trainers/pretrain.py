@@ -5,57 +5,109 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.entry import job
-from conf.schema import Config, InputError
+from conf.schema import Config, InputError, Pretrain
 
 if TYPE_CHECKING:
     from moe.decoder import Decoder
     from moe.tokenizer import Tokenizer
+    from trainers.course import Course
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Read the tokens stage, write the base model; returns held-out loss, perplexity and bits per byte."""
-    if cfg.parent.model:  # workers have a working directory of their own
-        cfg = replace(cfg, parent=replace(cfg.parent, model=str(Path(cfg.parent.model).absolute())))
+    """Read the tokens stage, write the base model; returns held-out loss, perplexity, bits per byte and its size."""
+    return pretrain(cfg, "base")
+
+
+def pretrain(cfg: Config, name: str) -> dict[str, float]:
+    """Make the stage `name`: a model as `cfg` says, trained on the run's tokens."""
+    cfg = _absolute(cfg)
     from cluster.connect import connect
     from cluster.run import open_stage
     from cluster.storage import newest_checkpoint
     from moe import folder
     from moe.tokenizer import Tokenizer
     from trainers.evaluate import check_tokenizer, held_out
-    from trainers.loop import Plan, fit
+    from trainers.loop import fit
     from trainers.objectives import LANGUAGE_MODEL
+    from trainers.plan import Plan
     from trainers.rows import Rows
 
     settings = {
         **origin(cfg),
         "optim": cfg.optim,
         "compute.precision": cfg.compute.precision,
-        "pretrain": cfg.pretrain,
-        "cluster.workers": cfg.cluster.workers,
+        "pretrain": {**asdict(cfg.pretrain), "replay": replayed(cfg.pretrain)},
+        "spikes": cfg.spikes,
     }
-    with open_stage(cfg, "base", reads=["tokenizer", "tokens"], settings=settings) as stage:
+    with open_stage(cfg, name, reads=["tokenizer", "tokens"], settings=settings) as stage:
         if stage.done:
             return stage.metrics
         connect(cfg.cluster)
         tokenizer = Tokenizer.load(stage.input("tokenizer"))
         rows = stage.input("tokens")
-        check_tokenizer(Rows(rows / "train"), tokenizer)
+        mixed = course(rows / "train", cfg.pretrain)
+        for part in mixed.sets:
+            check_tokenizer(Rows(part), tokenizer)
         if cfg.parent.model and newest_checkpoint(stage.folder / "checkpoints") is None:
             prove(cfg)
         plan = Plan.of(
             cfg,
-            "base",
+            name,
             cfg.pretrain,
             start=lambda: first_weights(cfg, tokenizer),
             objective=LANGUAGE_MODEL,
-            rows=rows / "train",
-            held_out=rows / "val",
+            course=mixed,
+            held_out={"val": rows / "val"},
+            decode=tokenizer.decode,
         )
         model = fit(plan)
         folder.save(model, stage.folder, stop=(tokenizer.eos,), pad=tokenizer.pad)
         tokenizer.save(stage.folder)
-        return stage.finish(held_out(model, tokenizer, Rows(rows / "val"), limit=cfg.evaluate.rows))
+        metrics = held_out(model, tokenizer, Rows(rows / "val"), limit=cfg.evaluate.rows)
+        return stage.finish(metrics | sizes(model))
+
+
+def _absolute(cfg: Config) -> Config:
+    """Workers have a working directory of their own."""
+    parent, replay = (str(Path(path).absolute()) if path else "" for path in (cfg.parent.model, cfg.pretrain.replay))
+    return replace(cfg, parent=replace(cfg.parent, model=parent), pretrain=replace(cfg.pretrain, replay=replay))
+
+
+def replayed(cfg: Pretrain) -> str:
+    """What the rows of the older mix are known by, wherever they lie; "" without. Raises `InputError` if there are
+    none."""
+    from cluster.storage import sha256
+    from trainers.rows import FILE
+
+    if not cfg.replay:
+        return ""
+    about = Path(cfg.replay) / FILE
+    if not about.is_file():
+        raise InputError(
+            f"pretrain.replay={cfg.replay}: no packed rows here ({FILE} is missing); "
+            "give the tokens/train folder of the run that made the older model"
+        )
+    return sha256(about)
+
+
+def course(rows: Path, cfg: Pretrain) -> "Course":
+    """The run's own rows, and those of the older mix among them."""
+    from trainers.course import Course, Phase
+
+    if not cfg.replay:
+        return Course.of(rows)
+    return Course((rows, Path(cfg.replay)), (Phase(0, (1 - cfg.replay_share, cfg.replay_share)),))
+
+
+def sizes(model: "Decoder") -> dict[str, float]:
+    """How many parameters there are, and how many of them a token passes through."""
+    from moe.footprint import active_parameters, parameters
+
+    return {
+        "parameters": sum(parameters(model.cfg, model.vocab_size).values()),
+        "active_parameters": sum(active_parameters(model.cfg, model.vocab_size).values()),
+    }
 
 
 def origin(cfg: Config) -> dict[str, Any]:

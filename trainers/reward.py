@@ -1,144 +1,176 @@
-"""Train the reward model: the chat model with a fully connected layer in the place of its vocabulary head."""
+"""Train the reward model: the chat model with a fully connected layer in the place of its vocabulary head.
 
-from collections.abc import Iterator, Sequence
+The layer scores an answer in total and under each principle that the rankings tell answers apart by. What a ranking may
+hold is said in `trainers.rankings`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.entry import job
-from conf.schema import Config, InputError, Reward
+from conf.schema import Config, InputError, Reward, RewardLoss
 
 if TYPE_CHECKING:
+    from moe.config import Head
     from moe.decoder import Decoder
     from moe.tokenizer import Tokenizer
-    from trainers.packing import Row
+    from trainers.preferences import Ranking
+    from trainers.rankings import Record
     from trainers.rows import Rows
 
-Ids = list[int]
+ROUND = 64  # tokens: the row length that is chosen is a multiple
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Read the chat and ranked stages, write the reward model; returns its accuracy on pairs of unseen queries."""
+    """Read the chat stage and rankings, write the reward model; returns how it ranks answers to unseen queries."""
     from cluster.connect import connect
     from cluster.run import open_stage
+    from cluster.storage import sha256, write_json
     from moe import folder
     from moe.adapt import adapt
     from moe.tokenizer import Tokenizer
-    from trainers.loop import Plan, fit
-    from trainers.objectives import PREFERENCE
-    from trainers.readers import read_records
+    from trainers.course import Course
+    from trainers.loop import fit
+    from trainers.plan import Plan
+    from trainers.preferences import NO_SCORE, TOTAL, pack, preference
+    from trainers.rankings import principles, read_rankings
+    from trainers.readers import expand
     from trainers.rows import Rows, write_rows
 
+    own = {file: sha256(Path(file)) for file in expand(cfg.reward.files, "reward.files")}
     settings = {
         "optim": cfg.optim,
         "compute.precision": cfg.compute.precision,
         "reward": cfg.reward,
+        "rankings": own,
         "adapt": cfg.adapt,
-        "cluster.workers": cfg.cluster.workers,
+        "spikes": cfg.spikes,
     }
-    with open_stage(cfg, "reward", reads=["chat", "ranked"], settings=settings) as stage:
+    with open_stage(cfg, "reward", reads=["chat"] if own else ["chat", "ranked"], settings=settings) as stage:
         if stage.done:
             return stage.metrics
         connect(cfg.cluster)
         chat = stage.input("chat")
         tokenizer = Tokenizer.load(chat)
-        rankings = [record for _, record in read_records(stage.input("ranked") / "rankings.jsonl")]
-        train, held = split(rankings, cfg.reward)
-        meta = {"tokenizer": tokenizer.digest}
-        row_length = cfg.reward.row_length or 2 * folder.load_config(chat).context
-        for name, part in (("train", train), ("val", held)):
-            rows = pack_pairs(pairs(part, tokenizer), row_length, pad=tokenizer.pad)
-            path = stage.folder / "rows" / name
-            about = write_rows(path, rows, row_length=row_length, rows_per_shard=16384, meta=meta)
-            if not about["rows"]:
-                raise InputError(
-                    f"{stage.input('ranked')}: no {name} pair of answers differs in rank; rank more queries"
-                )
+        files = [Path(file) for file in own] or [stage.input("ranked") / "rankings.jsonl"]
+        train, held = split([record for file in files for record in read_rankings(file)], cfg.reward, cfg.run.seed)
+        head = (TOTAL, *(principles(train) if cfg.reward.principles else ()))
+        context = folder.load_config(chat).context
+        parts = {
+            name: rankings(records, tokenizer, head, context) for name, records in (("train", train), ("val", held))
+        }
+        longest = max((ranking.size for part in parts.values() for ranking in part), default=0)
+        row_length = cfg.reward.row_length or -(-longest // ROUND) * ROUND
+        if cfg.reward.loss is RewardLoss.margin and all((r.scores == NO_SCORE).all() for r in parts["train"]):
+            raise InputError(f"{files[0]}: no answer has a score, which reward.loss=margin needs; try pairwise")
+        for name, part in parts.items():
+            if not any(ranking.pairs(0) for ranking in part):
+                raise InputError(f"{files[0]}: no two {name} answers to a query differ in rank; rank more queries")
+            rows = pack(part, row_length, head, pad=tokenizer.pad)
+            meta = {"tokenizer": tokenizer.digest}
+            write_rows(stage.folder / "rows" / name, rows, row_length=row_length, rows_per_shard=16384, meta=meta)
         plan = Plan.of(
             cfg,
             "reward",
             cfg.reward,
-            start=lambda: adapt(folder.load_scalar(chat, seed=cfg.run.seed), cfg.adapt, seed=cfg.run.seed),
-            objective=PREFERENCE,
-            rows=stage.folder / "rows" / "train",
-            held_out=stage.folder / "rows" / "val",
+            start=lambda: adapt(folder.load_scalar(chat, seed=cfg.run.seed, head=head), cfg.adapt, seed=cfg.run.seed),
+            objective=preference(head, cfg.reward.loss, cfg.reward.principles),
+            course=Course.of(stage.folder / "rows" / "train"),
+            held_out={"val": stage.folder / "rows" / "val"},
+            decode=tokenizer.decode,
         )
         model = fit(plan)
         folder.save(model, stage.folder, pad=tokenizer.pad)
         tokenizer.save(stage.folder)
-        return stage.finish(measure(model, Rows(plan.held_out)))
+        metrics, bins = measure(model, Rows(stage.folder / "rows" / "val"), head, cfg.reward.loss)
+        write_json(stage.folder / "calibration.json", bins)
+        return stage.finish(metrics)
 
 
-def split(rankings: Sequence[dict[str, Any]], cfg: Reward) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(train, held out): whole queries, so that no held-out pair shares its query with a training pair."""
-    held = max(1, round(cfg.held_out * len(rankings)))
-    return list(rankings[held:]), list(rankings[:held])
+def split(records: Sequence["Record"], cfg: Reward, seed: int) -> tuple[list["Record"], list["Record"]]:
+    """(train, held out) by query, so that no held-out ranking shares its query with one that is learnt from."""
+    from trainers.poems import hashed
+
+    asked = {record["where"]: json.dumps(record["messages"], ensure_ascii=False) for record in records}
+    queries = sorted(set(asked.values()), key=lambda query: hashed(seed, "reward", query))
+    held = set(queries[: max(1, round(cfg.held_out * len(queries)))])
+    return (
+        [record for record in records if asked[record["where"]] not in held],
+        [record for record in records if asked[record["where"]] in held],
+    )
 
 
-def pairs(rankings: Sequence[dict[str, Any]], tokenizer: "Tokenizer") -> Iterator[tuple[Ids, Ids]]:
-    """(better, worse) of every two answers whose ranks differ, as the ids of query and answer."""
-    from moe.chat import prompt_ids
+def rankings(records: Sequence["Record"], tokenizer: "Tokenizer", head: "Head", context: int) -> list["Ranking"]:
+    """Those that tell answers apart, without the answers that have no place at all.
 
-    for ranking in rankings:
-        prompt = prompt_ids(tokenizer, ranking["messages"])
-        answers = [
-            (answer["rank"], prompt + tokenizer.encode(answer["text"]) + [tokenizer.im_end] * answer["finished"])
-            for answer in ranking["answers"]
-        ]
-        for rank, better in answers:
-            yield from ((better, worse) for other, worse in answers if rank < other)
-
-
-def pack_pairs(pairs: Iterator[tuple[Ids, Ids]], row_length: int, *, pad: int) -> Iterator["Row"]:
-    """Whole pairs into rows, in order: two segments a pair, better first; `loss` marks the last token of each."""
+    Raises `InputError` naming an answer that is longer than the model's context.
+    """
     import numpy as np
 
-    from trainers.packing import Row
+    from moe.chat import prompt_ids
+    from trainers.preferences import NO_SCORE, SCALE, TOTAL, Ranking
+    from trainers.rankings import judged
 
-    def row(segments: list[Ids]) -> Row:
-        arrays = np.zeros((3, row_length), dtype=np.int32)
-        arrays[0] = pad
-        at = 0
-        for number, ids in enumerate(segments, start=1):
-            end = at + len(ids)
-            arrays[0, at:end], arrays[1, at:end], arrays[2, end - 1] = ids, number, 1
-            at = end
-        return Row(arrays[0], arrays[1], arrays[2].astype(np.uint8))
-
-    held: list[Ids] = []
-    filled = 0
-    for better, worse in pairs:
-        size = len(better) + len(worse)
-        if size > row_length:
-            raise InputError(f"a pair of {size} tokens does not fit into reward.row_length={row_length}")
-        if filled + size > row_length:
-            yield row(held)
-            held, filled = [], 0
-        held += [better, worse]
-        filled += size
-    if held:
-        yield row(held)
+    found = []
+    for record in records:
+        prompt = prompt_ids(tokenizer, record["messages"])
+        answers = record["answers"]
+        under = [judged(answers, None if name == TOTAL else name) for name in head]
+        ranks = np.array([[-1 if rank is None else rank for rank in ranks] for ranks, _ in under], np.int32).T
+        scores = np.array([[NO_SCORE if s is None else round(s * SCALE) for s in given] for _, given in under]).T
+        kept = np.flatnonzero((ranks >= 0).any(1))
+        ids = []
+        for place in kept:
+            text, finished = answers[place]["text"], answers[place].get("finished", True)
+            ids.append(prompt + tokenizer.encode(text) + [tokenizer.im_end] * finished)
+            if len(ids[-1]) > context:
+                raise InputError(
+                    f"{record['where']}: answers[{place}] and its query have {len(ids[-1])} tokens, more than the "
+                    f"model's context of {context}; leave it out"
+                )
+        ranking = Ranking(record["where"], ids, ranks[kept], scores[kept].astype(np.int32))
+        if any(ranking.pairs(number) for number in range(len(head))):
+            found.append(ranking)
+    return found
 
 
-def measure(model: "Decoder", rows: "Rows") -> dict[str, float]:
-    """Over all pairs in the rows: {"pair_accuracy", "loss" (mean, nats)} and {"score_mean", "score_std"} of the single
-    answers, the scale that PPO normalises by."""
+def measure(
+    model: "Decoder", rows: "Rows", head: "Head", kind: RewardLoss
+) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
+    """(metrics, the bins of each score's calibration) over all rankings in the rows.
+
+    "loss" (of the total, mean, nats), "pair_accuracy", "brier", "ece", of a principle "<name>/accuracy" and so on where
+    the rows tell answers apart by it, and "score_mean" and "score_std" of all answers, the scale of PPO.
+    """
     import torch
 
-    from moe.losses import pairwise_sum
-    from trainers.objectives import in_turn, pair_scores
+    from trainers.objectives import in_turn
+    from trainers.preferences import calibration, count_units, judge
 
-    parts = []
+    totals, units, loss = [], 0, 0.0
+    ahead: dict[str, list[Any]] = {name: [] for name in head}
     with torch.no_grad():
         for batch in in_turn(rows, len(rows)):
-            parts.append(pair_scores(model, batch)[0])
-    scores = torch.cat(parts)  # [P, 2], the better answer first
-    better, worse = scores.unbind(1)
-    return {
-        "pair_accuracy": float((better > worse).float().mean()),
-        "loss": float(pairwise_sum(better, worse) / len(scores)),
-        "score_mean": float(scores.mean()),
-        "score_std": float(scores.std()),
-    }
+            judged, _ = judge(model, batch, head)
+            loss += float(judged[0].loss(kind))
+            units += count_units(batch, kind)
+            totals.append(judged[0].scores[judged[0].ranks >= 0])
+            for name, one in zip(head, judged, strict=True):
+                ahead[name].append(one.ahead())
+    scores = torch.cat(totals)
+    metrics = {"loss": loss / units, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
+    bins = {}
+    for name, parts in ahead.items():
+        if len(differences := torch.cat(parts)):
+            found, bins[name] = calibration(differences)
+            if name == head[0]:
+                metrics |= {"pair_accuracy": found.pop("accuracy"), **found}
+            else:
+                metrics |= {f"{name}/{key}": value for key, value in found.items()}
+    return metrics, bins
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Row i of a set is row i % rows_per_shard of Parquet shard i // rows_per_shard. T
 and the position, so a run's cursor is one integer and any number of workers can ask for any part of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,8 @@ from cluster.storage import Damaged, fsync, read_json, sha256, write_json
 from trainers.packing import Row
 
 FILE = "rows.json"  # written last: without it there is no set
-COLUMNS = {"tokens": np.int32, "segments": np.int32, "loss": np.uint8}
+COLUMNS = {"tokens": np.int32, "segments": np.int32, "loss": np.uint8}  # of every set
+DOCUMENTS = "documents"
 
 
 def write_rows(
@@ -26,7 +27,8 @@ def write_rows(
 ) -> dict[str, Any]:
     """Write `rows` as shards and rows.json; returns what rows.json holds. Files of an earlier attempt are replaced.
 
-    `meta` is kept with it, at least {"tokenizer": digest}. Counted: `rows`, `tokens` (padding left out) and `targets`.
+    All rows must have the same `extra` columns. `meta` is kept with it, at least {"tokenizer": digest}. Counted:
+    `rows`, `tokens` (padding left out) and `targets`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,11 +36,15 @@ def write_rows(
         leftover.unlink(missing_ok=True)
     shards: list[dict[str, Any]] = []
     tokens = targets = 0
+    extra: list[str] = []
     stream = iter(rows)
     while shard := list(islice(stream, rows_per_shard)):
+        extra = sorted(shard[0].extra)
+        assert all(sorted(row.extra) == extra for row in shard), "rows of a set have the same columns"
         arrays = {name: np.stack([getattr(row, name) for row in shard]) for name in COLUMNS}
+        arrays |= {name: np.stack([row.extra[name].astype(np.int32) for row in shard]) for name in extra}
         path = folder / f"rows-{len(shards):05d}.parquet"
-        pq.write_table(_table(arrays), path, compression="zstd")
+        pq.write_table(_table(arrays, [row.documents for row in shard]), path, compression="zstd")
         fsync(path)
         shards.append({"file": path.name, "rows": len(shard), "sha256": sha256(path)})
         tokens += int((arrays["segments"] > 0).sum())
@@ -46,6 +52,7 @@ def write_rows(
     about = {
         **meta,
         "row_length": row_length,
+        "columns": [*COLUMNS, *extra],
         "rows_per_shard": rows_per_shard,
         "rows": sum(shard["rows"] for shard in shards),
         "tokens": tokens,
@@ -64,13 +71,15 @@ class Rows:
         self.about: dict[str, Any] = read_json(self.folder / FILE)
         self.row_length: int = self.about["row_length"]
         self.tokenizer: str = self.about["tokenizer"]  # digest of the tokenizer that made the ids
+        self.columns = {name: COLUMNS.get(name, np.int32) for name in self.about["columns"]}
         self._decoded: dict[int, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return int(self.about["rows"])
 
     def fetch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows by number, in the order asked: tokens [n, T] int32, segments [n, T] int32, loss [n, T] uint8.
+        """Rows by number, in the order asked: tokens [n, T] int32, segments [n, T] int32, loss [n, T] uint8, and the
+        set's further columns [n, T] int32.
 
         A shard is checked and decoded at its first use, then kept. Raises `Damaged`, naming it, if it was changed.
         """
@@ -79,13 +88,22 @@ class Rows:
             raise IndexError(
                 f"{self.folder} has rows 0 to {len(self) - 1}, asked for {indices.min()} to {indices.max()}"
             )
-        found = {name: np.empty((len(indices), self.row_length), kind) for name, kind in COLUMNS.items()}
+        found = {name: np.empty((len(indices), self.row_length), kind) for name, kind in self.columns.items()}
         shards, places = np.divmod(indices, self.about["rows_per_shard"])
         for shard in np.unique(shards):
             here = shards == shard
             decoded = self._shard(int(shard))
-            for name in COLUMNS:
+            for name in self.columns:
                 found[name][here] = decoded[name][places[here]]
+        return found
+
+    def documents(self, indices: Sequence[int]) -> list[list[int]]:
+        """The numbers of the documents in each row, segment by segment: their places in what was packed."""
+        found = []
+        for index in indices:
+            shard, place = divmod(int(index), self.about["rows_per_shard"])
+            lists = pq.read_table(self.folder / self.about["shards"][shard]["file"], columns=[DOCUMENTS])[DOCUMENTS]
+            found.append(lists[place].as_py())
         return found
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
@@ -94,8 +112,8 @@ class Rows:
             path = self.folder / about["file"]
             if not path.is_file() or sha256(path) != about["sha256"]:
                 raise Damaged(f"{path} is not the file that {FILE} describes")
-            table = pq.read_table(path)
-            flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in COLUMNS}
+            table = pq.read_table(path, columns=list(self.columns))
+            flat = {name: table[name].combine_chunks().flatten().to_numpy() for name in self.columns}
             self._decoded[number] = {name: values.reshape(-1, self.row_length) for name, values in flat.items()}
         return self._decoded[number]
 
@@ -120,9 +138,9 @@ def _epoch(n: int, seed: int, epoch: int) -> np.ndarray:
     return shuffled
 
 
-def _table(arrays: Mapping[str, np.ndarray]) -> pa.Table:
+def _table(arrays: Mapping[str, np.ndarray], documents: Sequence[Sequence[int]]) -> pa.Table:
     columns = {
         name: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         for name, values in arrays.items()
     }
-    return pa.table(columns)
+    return pa.table({**columns, DOCUMENTS: pa.array([list(row) for row in documents], pa.list_(pa.int32()))})

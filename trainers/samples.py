@@ -19,8 +19,10 @@ def read_samples(path: str | Path) -> list[Sample]:
     for number, record in read_records(path):
         where = f"{path}:{number}"
         task = record.get("task", Path(path).name.split(".")[0])
-        if not isinstance(task, str) or not task:
-            raise InputError(f"{where}: task={task!r} must be a name")
+        if not isinstance(task, str) or not _is_name(task):
+            raise InputError(
+                f"{where}: task={task!r} must be a name, of a folder too: no slash, no dot in front, at most 80 bytes"
+            )
         messages = _messages(record["messages"], where) if "messages" in record else _alpaca(record, where)
         name = record.get("id", f"{Path(path).name}-{number}")
         if not isinstance(name, str) or not name:
@@ -30,6 +32,10 @@ def read_samples(path: str | Path) -> list[Sample]:
     if not samples:
         raise InputError(f"{path}: holds no sample")
     return samples
+
+
+def _is_name(task: str) -> bool:
+    return task.isprintable() and 0 < len(task.encode()) <= 80 and "/" not in task and task[0] != "."
 
 
 def _alpaca(record: Sample, where: str) -> list[dict[str, str]]:

@@ -1,10 +1,10 @@
 """The training loop without Ray: what it learns, what equivalent set-ups give, what a resumed run gives.
 
 Planted bugs these turn red: the mean over micro-batches instead of over tokens, padding counted, the optimizer's state
-or the cursor lost on resume, a pair read as (worse, better).
+or the cursor lost on resume.
 """
 
-from collections.abc import Iterator
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,115 +14,61 @@ import pytest
 import torch
 
 from cluster.storage import newest_checkpoint
-from cluster.tracker import Tracker, read_metrics
-from conf.schema import Cluster, Compute, Doctor, InputError, Model, Optim, Optimizer, Pretrain
-from conf.schema import Tracker as TrackerConfig
-from moe import checkpoint
-from moe.config import SCALAR
+from cluster.tracker import read_metrics
+from conf.schema import (
+    Checkpoints,
+    Cluster,
+    Compute,
+    InputError,
+    Model,
+    Optim,
+    Optimizer,
+    Precision,
+    Pretrain,
+    SpikeAction,
+    Spikes,
+)
 from moe.decoder import Decoder, new_decoder
-from moe.optimizer import new_optimizer
-from trainers.loop import Plan, evaluate, fit, steps, train_step
-from trainers.objectives import LANGUAGE_MODEL, PREFERENCE, Batch, Objective, language_loss
+from tests.faults.stages import stage_plan
+from tests.trainers.training import CFG, LENGTH, VOCABULARY, Broken, direct, losses, plan_for, run, start, take_step
+from trainers.feed import Feed, rows_before, step_rows
+from trainers.loop import fit, held_out_sums, learn, result
+from trainers.objectives import LANGUAGE_MODEL, Batch, Loss, language_loss
 from trainers.packing import pack
-from trainers.reward import pack_pairs
-from trainers.rows import Rows, order, write_rows
-
-CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
-VOCABULARY = 128
-LENGTH = 32
-
-
-def start() -> Decoder:
-    return new_decoder(CFG, VOCABULARY, seed=3)
-
-
-def documents(count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Counting upwards from a random number: what comes next is certain after the first token."""
-    starts = np.random.default_rng(0).integers(10, 90, size=count)
-    for number, first in enumerate(starts):
-        ids = [int(first) + i for i in range(5 + number % 9)]
-        yield ids, [1] * len(ids)
-
-
-def plan_for(folder: Path, objective: Objective = LANGUAGE_MODEL, **knobs: int) -> Plan:
-    rows = pack(documents(600), LENGTH)
-    write_rows(folder / "rows", rows, row_length=LENGTH, rows_per_shard=64, meta={"tokenizer": "none"})
-    fit = Pretrain(**({"steps": 40, "batch_rows": 8, "eval_every": 20, "save_every": 10, "log_every": 1} | knobs))
-    return Plan(
-        folder=folder,
-        run="test",
-        stage="base",
-        start=start,
-        objective=objective,
-        rows=folder / "rows",
-        held_out=folder / "rows",
-        fit=fit,
-        optim=Optim(lr=1e-2),
-        compute=Compute(),
-        doctor=Doctor(),
-        cluster=Cluster(),
-        tracker=TrackerConfig(),
-        seed=0,
-    )
-
-
-def stream(plan: Plan, first: int = 0) -> Iterator[Batch]:
-    rows = Rows(plan.rows)
-    for step in range(first, plan.fit.steps):
-        at = step * plan.fit.batch_rows
-        yield tensors(rows.fetch(order(len(rows), plan.seed, at, at + plan.fit.batch_rows)))
-
-
-def tensors(arrays: dict[str, np.ndarray]) -> Batch:
-    return {name: torch.from_numpy(values).long() for name, values in arrays.items()}
-
-
-def run(plan: Plan, *, until: int = 0) -> Decoder:
-    """From the newest checkpoint to the end, or until the stream breaks off after `until` steps."""
-    model = plan.start().train()
-    optimizer = new_optimizer(model, plan.optim)
-    found = newest_checkpoint(plan.checkpoints)
-    first = found[0] if found else 0
-    if found:
-        checkpoint.load(found[1], model, optimizer)
-    batches = stream(plan, first)
-    if until:
-        batches = (batch for _, batch in zip(range(until), batches, strict=False))
-    with Tracker(plan.folder, plan.tracker, run="test", stage="base", step=first) as tracker:
-        steps(plan, model, optimizer, batches, tracker, first=first)
-    return model
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_metrics(folder) if "loss" in line]
+from trainers.rows import Rows, write_rows
 
 
 def test_it_learns_to_count(tmp_path: Path) -> None:
     plan = plan_for(tmp_path)
-    model = run(plan)
+    model = run(plan).model
     curve = losses(tmp_path)
     assert curve[0][1] == pytest.approx(np.log(VOCABULARY), abs=0.1)
     assert curve[-1][1] < 1.0
-    held = evaluate(model, LANGUAGE_MODEL, Rows(plan.held_out), limit=10**6)["loss"]
+    total, units, _, _ = held_out_sums(model, LANGUAGE_MODEL, Rows(tmp_path / "rows"), limit=10**6).tolist()
+    held = total / units
     logged = [line["val/loss"] for line in read_metrics(tmp_path) if "val/loss" in line]
     assert len(logged) == 2 and held == pytest.approx(logged[-1], rel=1e-5) and held < 1.0
 
 
-def test_a_run_that_breaks_off_ends_bitwise_as_if_it_had_not(tmp_path: Path) -> None:
-    straight, broken = plan_for(tmp_path / "straight"), plan_for(tmp_path / "broken")
+@pytest.mark.parametrize("kind", ["base", "chat"])
+def test_a_run_that_breaks_off_ends_bitwise_as_if_it_had_not(tmp_path: Path, kind: str) -> None:
+    """With dice, averages, refused steps, going back, a course that changes: see tests/faults/stages.py."""
+    straight, broken = (stage_plan(kind, tmp_path / name) for name in ("straight", "broken"))
     expected = run(straight)
-    for until in (13, 9):  # falls back to step 10, then to 10 + 9 -> 10
-        with pytest.raises(StopIteration):  # the stream ends before the steps do
+    for until in (13, 30, 11):
+        with pytest.raises(Broken):
             run(broken, until=until)
+        torch.rand(7)  # another process would have thrown other dice
     got = run(broken)
-    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+    weights = [dict(state.model.named_parameters()) for state in (got, expected)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     assert losses(broken.folder) == losses(straight.folder)
-    assert [step for step, _ in losses(broken.folder)] == list(range(1, 41))
+    assert got.position == expected.position and len(list((tmp_path / "broken" / "incidents").iterdir())) > 0
 
 
 def test_accumulation_changes_nothing(tmp_path: Path) -> None:
     plan = plan_for(tmp_path)
-    batch = next(stream(plan))
+    batch = direct(plan)(0).take(8)
     batch["loss"][:3] = 0  # micro-batches of very different weight
     after = []
     for parts in (1, 4, 8):
@@ -130,7 +76,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
         # The balance loss is of each micro-batch: only without it can the sums agree.
         model.cfg = Model(**{**vars(CFG), "balance_coef": 0.0, "z_coef": 0.0})
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        values = train_step(model, optimizer, LANGUAGE_MODEL, batch, 1.0, 1e9, parts)
+        values = take_step(model, optimizer, LANGUAGE_MODEL, batch, rate=1.0, accumulate=parts)
         after.append((values["loss"], torch.cat([p.flatten() for p in model.parameters()])))
     for loss, weights in after[1:]:
         assert loss == pytest.approx(after[0][0], rel=1e-5)
@@ -171,38 +117,115 @@ def test_prompts_carry_no_loss() -> None:
     assert made.total.item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_reward_objective_learns_which_answer_is_better(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    pairs = []
-    for _ in range(400):
-        a, b = generator.integers(10, 100, size=(2, 6)).tolist()
-        pairs.append((a, b) if sum(a) > sum(b) else (b, a))  # better is what sums to more
-    plan = plan_for(tmp_path, PREFERENCE, steps=60)
-    rows = list(pack_pairs(iter(pairs), LENGTH, pad=0))
-    write_rows(plan.rows, rows, row_length=LENGTH, rows_per_shard=64, meta={"tokenizer": "none"})
-    model = new_decoder(CFG, VOCABULARY, head=SCALAR, seed=0)
-    optimizer = new_optimizer(model, plan.optim)
-    before = evaluate(model, PREFERENCE, Rows(plan.rows), limit=1000)
-    steps(plan, model, optimizer, stream(plan), None)
-    after = evaluate(model, PREFERENCE, Rows(plan.rows), limit=1000)
-    assert before["loss"] == pytest.approx(np.log(2), abs=0.05)
-    assert after["accuracy"] > 0.75 > before["accuracy"]
+def test_a_step_takes_the_rows_that_its_knobs_say() -> None:
+    plain = Pretrain(steps=10, batch_rows=8)
+    assert [step_rows(plain, 32, step) for step in (0, 9)] == [8, 8]
+    tokens = Pretrain(steps=10, batch_rows=8, batch_tokens=2_600_000)
+    assert step_rows(tokens, 2048, 0) == 1270
+    ramp = Pretrain(steps=10, batch_rows=16, ramp=0.4, ramp_from=0.25)
+    assert [step_rows(ramp, 32, step) for step in range(10)] == [4, 7, 10, 13, *[16] * 6]
+    assert [rows_before(ramp, 32, step) for step in (0, 1, 4, 10)] == [0, 4, 34, 130]
 
 
-def test_pairs_lie_whole_in_rows_better_first() -> None:
-    rows = list(pack_pairs(iter([([1, 2, 3], [4, 5]), ([6], [7, 8])]), 6, pad=0))
-    assert [row.tokens.tolist() for row in rows] == [[1, 2, 3, 4, 5, 0], [6, 7, 8, 0, 0, 0]]
-    assert [row.segments.tolist() for row in rows] == [[1, 1, 1, 2, 2, 0], [1, 2, 2, 0, 0, 0]]
-    assert [row.loss.tolist() for row in rows] == [[0, 0, 1, 0, 1, 0], [1, 0, 1, 0, 0, 0]]
-    with pytest.raises(InputError, match=r"a pair of 7 tokens does not fit into reward.row_length=6"):
-        list(pack_pairs(iter([([1] * 3, [2] * 4)]), 6, pad=0))
-
-
-def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
-    plan = plan_for(tmp_path, batch_rows=8, accumulate=4)
-    object.__setattr__(plan, "cluster", Cluster(workers=3))
-    with pytest.raises(InputError, match=r"batch_rows=8 of stage base must divide by cluster.workers=3 x accumulate=4"):
+def test_too_small_a_step_for_the_workers_is_refused(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path, fit={"batch_rows": 2}, cluster=Cluster(workers=3))
+    with pytest.raises(InputError, match=r"a step of 2 rows leaves some of cluster.workers=3 without any"):
         plan.check()
+    back = plan_for(tmp_path, spikes=Spikes(action=SpikeAction.rollback, rollback_steps=11))
+    with pytest.raises(InputError, match=r"needs more than the 2 newest checkpoints.*try keep=3"):
+        back.check()
+
+
+class Garbage:
+    """A feed whose rows hold nothing but random ids at some positions."""
+
+    def __init__(self, feed: Feed, at: range) -> None:
+        self.feed, self.at = feed, at
+
+    def take(self, count: int) -> Batch:
+        batch = self.feed.take(count)
+        bad = torch.tensor([int(position) in self.at for position in batch["position"]])
+        noise = torch.randint(10, 100, batch["tokens"].shape, generator=torch.Generator().manual_seed(0))
+        return batch | {"tokens": torch.where(bad[:, None], noise, batch["tokens"])}
+
+
+@pytest.mark.parametrize("action", [SpikeAction.skip, SpikeAction.rollback])
+def test_a_spike_is_left_out_and_told_with_its_documents(tmp_path: Path, action: SpikeAction) -> None:
+    plan = plan_for(tmp_path, fit={"keep": 3}, spikes=Spikes(action=action, rollback_steps=5))
+    state = learn(plan, lambda position: Garbage(direct(plan)(position), range(8 * 33, 8 * 34)))
+    incident = json.loads((tmp_path / "incidents" / "step-00000034.json").read_text())
+    assert incident["step"] == 34 and incident["position"] == 264 and incident["action"] == action.value
+    assert incident["loss"] > 3 * incident["median"]
+    places = plan.course.places(0, 264, 272)
+    assert [row["row"] for row in incident["rows"]] == places[:, 1].tolist()
+    assert [row["documents"] for row in incident["rows"]] == Rows(tmp_path / "rows").documents(places[:, 1].tolist())
+    told = [(line["step"], line["incident"]) for line in read_metrics(tmp_path) if "incident" in line]
+    back = action is SpikeAction.rollback
+    assert len(told) == 1 and told[0][0] == (20 if back else 34)
+    assert told[0][1].startswith("from step 34 back to step 20: " if back else "step 34 left out: ")
+    assert state.position == 8 * (40 + 14 * back)  # the rows of the steps taken back are not seen again
+    curve = losses(tmp_path)
+    assert [step for step, _ in curve] == [step for step in range(1, 41) if back or step != 34]
+    assert curve[-1][1] < 1.0
+
+
+def test_what_is_not_finite_moves_nothing(tmp_path: Path) -> None:
+    """NaN in a step's loss leaves weights, moments and the window as they were."""
+    plan = plan_for(tmp_path, fit={"steps": 6, "save_every": 1, "keep": 9}, saving=Checkpoints(asynchronous=False))
+
+    def loss(model: Decoder, batch: Batch) -> Loss:
+        made = language_loss(model, batch)
+        return replace(made, total=made.total * float("nan")) if 24 in batch.get("position", torch.empty(0)) else made
+
+    learn(replace(plan, objective=replace(LANGUAGE_MODEL, loss=loss)), direct(plan))
+    before, after = (tmp_path / "checkpoints" / f"step-{step:08d}" for step in (3, 4))
+    for file in ("weights-00000-of-00001.safetensors", "optimizer-00000-of-00001.safetensors"):
+        assert (before / file).read_bytes() == (after / file).read_bytes()
+    numbers = [json.loads((folder / "progress.json").read_text()) for folder in (before, after)]
+    assert [n["position"] for n in numbers] == [24, 32] and [n["step"] for n in numbers] == [3, 4]
+
+
+def test_it_stops_when_held_out_loss_gets_no_better(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path, fit={"eval_every": 2, "patience": 3}, optim=Optim(lr=1e-9))
+    state = run(plan)
+    held = [line["val/loss"] for line in read_metrics(tmp_path) if "val/loss" in line]
+    assert state.stopper.over and state.step == 2 * len(held) < 40
+    assert min(held) in held[:-3] and state.stopper.best == min(held)
+    assert newest_checkpoint(plan.checkpoints)[0] == state.step  # type: ignore[index]
+    assert run(plan).step == state.step  # the same command again has nothing to do
+
+
+def test_the_averaged_weights_are_evaluated_and_returned(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path, optim=Optim(lr=1e-2, ema=0.8))
+    state = run(plan)
+    assert state.average is not None
+    final = result(plan)
+    for name, weight in final.named_parameters():
+        assert torch.equal(weight, state.average.tensors()[name])
+        assert name.endswith("norm.weight") or not torch.equal(weight, dict(state.model.named_parameters())[name])
+    total, units, _, _ = held_out_sums(final, LANGUAGE_MODEL, Rows(tmp_path / "rows"), limit=512).tolist()
+    assert [x["val/loss"] for x in read_metrics(tmp_path) if "val/loss" in x][-1] == pytest.approx(total / units)
+
+
+def test_fp16_learns_what_fp32_learns(tmp_path: Path) -> None:
+    half, whole = (
+        plan_for(tmp_path / p.value, fit={"steps": 3, "batch_rows": 2, "eval_rows": 1}, compute=Compute(precision=p))
+        for p in (Precision.fp16, Precision.fp32)
+    )
+    ends = [losses(plan.folder)[-1][1] for plan in (half, whole) if run(plan).step == 3]
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+    scales = [line["loss_scale"] for line in read_metrics(half.folder) if "loss_scale" in line]
+    assert scales[0] in (2.0**16, 2.0**15) and len(scales) == 3
+
+
+def test_each_held_out_set_has_its_loss(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path)
+    other = pack([([7] * 20, [1] * 20)], LENGTH)
+    write_rows(tmp_path / "other", other, row_length=LENGTH, rows_per_shard=64, meta={"tokenizer": "none"})
+    run(replace(plan, held_out={"counting": tmp_path / "rows", "sevens": tmp_path / "other"}))
+    last = [line for line in read_metrics(tmp_path) if "val/loss" in line][-1]
+    assert last["val/sevens/loss"] > 3 * last["val/counting/loss"]
+    assert last["val/counting/loss"] < last["val/loss"] < last["val/sevens/loss"]
 
 
 @pytest.mark.ray
@@ -210,10 +233,10 @@ def test_a_batch_that_workers_cannot_share_is_refused(tmp_path: Path) -> None:
 def test_workers_that_share_everything_learn_what_one_learns(tmp_path: Path, ray_cluster: None) -> None:
     # Neither Muon in bf16 nor AdamW with a small eps, which make whole steps of what the order of sums leaves.
     optim = Optim(kind=Optimizer.adamw, lr=1e-2, eps=1e-4)
-    alone, shared = (replace(plan_for(tmp_path / name, steps=6), optim=optim) for name in ("alone", "shared"))
+    alone, shared = (plan_for(tmp_path / name, fit={"steps": 6}, optim=optim) for name in ("alone", "shared"))
     cluster = Cluster(workers=2, threads=1, shard=True, expert_parallel=2, cpus_per_worker=0.25)
     together = fit(replace(shared, cluster=cluster, start=partial(new_decoder, CFG, VOCABULARY, seed=3)))
-    wanted = dict(run(alone).named_parameters())
+    wanted = dict(run(alone).model.named_parameters())
     for name, weight in together.named_parameters():
         torch.testing.assert_close(weight, wanted[name], atol=1e-5, rtol=0.0)
     curves = [[loss for _, loss in losses(plan.folder)] for plan in (shared, alone)]

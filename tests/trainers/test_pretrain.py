@@ -1,15 +1,21 @@
-"""What pretraining starts from: random weights, or a parent. Planted bug: a changed parent goes unnoticed."""
+"""What pretraining starts from, random weights or a parent, and the older mix that it may replay.
+
+Planted bugs: a changed parent goes unnoticed, an older mix that is never drawn from.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from conf.schema import Config, InputError, Parent, Tokens
+from conf.schema import Config, InputError, Parent, Pretrain, Run, Tokens
 from moe import parents
+from moe.decoder import new_decoder
 from moe.tokenizer import Tokenizer
 from tests.moe.foreign_models import VOCABULARY, foreign
-from trainers.pretrain import first_weights, origin, prove
+from trainers.packing import pack
+from trainers.pretrain import course, first_weights, main, origin, prove, replayed, sizes
+from trainers.rows import write_rows
 
 
 def config(path: Path, *, row_length: int = 32, noise: float = 0.0) -> Config:
@@ -59,3 +65,39 @@ def test_added_vocabulary_gets_rows(tmp_path: Path) -> None:
 def test_rows_longer_than_the_parents_context_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tokens.row_length=100 must be at most the 64 positions of parent.model="):
         prove(config(foreign("llama", tmp_path), row_length=100))
+
+
+def rows(folder: Path, *, count: int, tokenizer: str = "same") -> Path:
+    packed = pack((([number % 50] * 8, [1] * 8) for number in range(count)), 8)
+    write_rows(folder, packed, row_length=8, rows_per_shard=64, meta={"tokenizer": tokenizer})
+    return folder
+
+
+def test_a_share_of_the_rows_is_of_the_older_mix(tmp_path: Path) -> None:
+    new, old = rows(tmp_path / "new", count=200), rows(tmp_path / "old", count=30)
+    assert course(new, Pretrain()).sets == (new,)
+    mixed = course(new, Pretrain(replay=str(old), replay_share=0.25))
+    mixed.check()
+    assert mixed.sets == (new, old)
+    drawn = mixed.places(0, 0, 1024)[:, 0]
+    assert (drawn == 1).sum() == 256
+    assert replayed(Pretrain()) == ""
+    before = replayed(Pretrain(replay=str(old)))
+    assert before == replayed(Pretrain(replay=str(rows(tmp_path / "same", count=30))))  # by what they hold
+    assert before != replayed(Pretrain(replay=str(rows(tmp_path / "more", count=31))))
+
+
+def test_an_older_mix_that_is_none_is_refused(tmp_path: Path) -> None:
+    cfg = Config(run=Run(dir=str(tmp_path)), pretrain=Pretrain(replay=str(tmp_path / "void")))
+    with pytest.raises(
+        InputError, match=r"pretrain.replay=.*/void: no packed rows here \(rows.json is missing\); give"
+    ):
+        main(cfg)
+
+
+def test_sizes_are_those_of_the_model(tmp_path: Path) -> None:
+    cfg = Config().model
+    model = new_decoder(cfg, 256)
+    experts = cfg.layers * cfg.experts * 3 * cfg.hidden_size * cfg.expert_size
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert sizes(model) == {"parameters": whole, "active_parameters": whole - experts * 3 // 4}

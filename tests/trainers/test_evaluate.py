@@ -1,0 +1,214 @@
+"""The evaluation of a model folder, on a model whose every number can be worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import torch
+
+from conf.schema import Config, Evaluate, InputError, Model, Run, Suite, Tracker, TrackerKind
+from conf.schema import Tokenizer as TokenizerConfig
+from moe import folder
+from moe.decoder import Decoder, new_decoder
+from moe.tokenizer import Tokenizer
+from tests.moe.foreign_models import foreign
+from trainers.evaluate import held_out, main
+from trainers.packing import document, pack
+from trainers.rows import Rows, write_rows
+from trainers.suites import task_metrics
+
+LINES = ["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。", "白日依山尽，黄河入海流。"]
+BITS = {"月": 1, "日": 2, "<|im_end|>": 3, "<|endoftext|>": 3}  # each token costs so much, whatever stands before it
+CFG = Model(hidden_size=32, layers=1, heads=2, kv_heads=1, head_dim=16, experts=2, top_k=1, expert_size=32, context=64)
+GREEDY = Evaluate(max_new_tokens=3, temperature=0.8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(LINES * 4, TokenizerConfig(vocab_size=512))
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Decoder:
+    """Always draws from the same four tokens: 月 1/2, 日 1/4, the end of an answer and that of a document 1/8 each."""
+    model = new_decoder(CFG, tokenizer.padded_size, seed=1).eval()
+    ids = {"<|im_end|>": tokenizer.im_end, "<|endoftext|>": tokenizer.eos}
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:] = 1.0  # every position alike, so is every state
+        state = model(torch.tensor([[0]]), torch.tensor([[1]])).states[0]
+        direction = state / state.dot(state)
+        model.lm_head.weight[:] = -60 * direction
+        for text, bits in BITS.items():
+            model.lm_head.weight[ids.get(text) or tokenizer.encode(text)[0]] = -bits * math.log(2) * direction
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(model: Decoder, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "four"
+    folder.save(model, path, stop=(tokenizer.im_end,), pad=tokenizer.pad)
+    tokenizer.save(path)
+    return path
+
+
+def sample(answer: str, task: str = "moon", before: tuple[str, ...] = ("举头",), **others: Any) -> dict[str, Any]:
+    turns = [*before, answer]
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
+    return {"id": f"{task}-{answer}", "task": task, "messages": messages, **others}
+
+
+def test_only_the_last_answer_and_its_end_are_measured(model: Decoder, tokenizer: Tokenizer) -> None:
+    samples = [sample("月"), sample("月日", before=("举头", "思", "低头"))]  # 1 + 3 and 1 + 2 + 3 bits
+    metrics, _ = task_metrics(model, tokenizer, samples, GREEDY)
+    assert metrics["moon/loss"] == pytest.approx(10 * math.log(2) / 5, abs=1e-4)
+    assert metrics["moon/bits_per_byte"] == pytest.approx(10 / 9, abs=1e-4)
+
+
+def test_answers_are_the_likeliest_and_compared_with_the_reference(model: Decoder, tokenizer: Tokenizer) -> None:
+    metrics, shown = task_metrics(model, tokenizer, [sample("月月月"), sample("月月日")], GREEDY)
+    assert [one["answer"] for one in shown] == ["月月月", "月月月"]
+    assert shown[1] == {
+        "id": "moon-月月日", "task": "moon", "prompt": "举头", "reference": "月月日", "answer": "月月月",
+    }  # fmt: skip
+    assert metrics["moon/exact_match"] == 0.5
+    # of 1-grams 5/6 are right, of 2-grams 3/4, of 3-grams 1/2
+    assert metrics["moon/bleu"] == pytest.approx(100 * (5 / 6 * 3 / 4 * 1 / 2) ** (1 / 3))
+    assert metrics["moon/chrf"] == pytest.approx(100 * (5 / 6 + 3 / 4 + 1 / 2) / 3)
+    assert "moon/accuracy" not in metrics
+
+
+def test_labelled_tasks_have_accuracy_and_no_overlap(model: Decoder, tokenizer: Tokenizer) -> None:
+    samples = [sample("月", "guess", label="月"), sample("日", "guess", label="日"), sample("月月月", "poem")]
+    metrics, _ = task_metrics(model, tokenizer, samples, GREEDY)
+    assert (metrics["guess/accuracy"], metrics["guess/exact_match"]) == (0.5, 0.0)
+    assert "guess/bleu" not in metrics
+    assert metrics["macro/accuracy"] == 0.5  # of the tasks that have it
+    assert metrics["macro/exact_match"] == 0.5  # (0 + 1) / 2
+    assert metrics["macro/loss"] == pytest.approx((metrics["guess/loss"] + metrics["poem/loss"]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("right", "other", "chosen"),
+    [
+        ("日", "月月月", 1.0),  # 2 + 3 bits against 3 + 3, though 2.5 a token against 1.5
+        ("月月月", "月", 0.0),
+        ("日", "月月", 0.0),  # 5 bits each: a tie is not right
+    ],
+)
+def test_a_choice_is_right_if_it_is_the_most_probable_answer(
+    model: Decoder, tokenizer: Tokenizer, right: str, other: str, chosen: float
+) -> None:
+    metrics, _ = task_metrics(model, tokenizer, [sample(right, choices=[other, right])], GREEDY)
+    assert metrics["moon/choice_accuracy"] == chosen
+    assert "moon/bleu" not in metrics
+
+
+def test_samples_that_cannot_be_used_are_named(model: Decoder, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match=r"sample moon-月: choices must be a list of answers, its last message among"):
+        task_metrics(model, tokenizer, [sample("月", choices=["日", "霜"])], GREEDY)
+    with pytest.raises(InputError, match=r"sample moon-月+: \d\d tokens are more than the model's context of 64"):
+        task_metrics(model, tokenizer, [sample("月" * 60)], GREEDY)
+
+
+def config(tmp_path: Path, **fields: Any) -> Config:
+    return Config(run=Run(dir=str(tmp_path), name="run"), evaluate=Evaluate(**({"max_new_tokens": 3} | fields)))
+
+
+def test_text_is_measured_as_documents(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("月日\n\n月", "utf-8")  # 1 + 2 + 3 and 1 + 3 bits with the end of each
+    metrics = main(config(tmp_path, model=str(saved), files=[str(tmp_path / "*.txt")]))
+    assert metrics == pytest.approx({"loss": 2 * math.log(2), "perplexity": 4.0, "bits_per_byte": 10 / 9}, rel=1e-4)
+    (tmp_path / "b.jsonl").write_text('{"title": "月"}\n', "utf-8")
+    with pytest.raises(InputError, match=r"b.jsonl:1: no text in field 'text'"):
+        main(config(tmp_path, model=str(saved), files=[str(tmp_path / "b.jsonl")]))
+
+
+def test_a_long_text_is_read_whole(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("月" * 200, "utf-8")  # in windows of 64
+    metrics = main(config(tmp_path, model=str(saved), files=[str(tmp_path / "a.txt")]))
+    assert metrics["loss"] == pytest.approx((200 + 3) * math.log(2) / 201, rel=1e-4)
+
+
+def test_rows_of_the_run_or_its_text_where_the_model_has_other_pieces(
+    model: Decoder, tokenizer: Tokenizer, saved: Path, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cfg = config(tmp_path, model=str(saved))
+    documents = [document(tokenizer.encode("月日"), tokenizer.eos)] * 2
+    for name, digest in (("mine", tokenizer.digest), ("other", "another")):
+        written = tmp_path / name / "tokens" / "val"
+        write_rows(written, pack(documents, 8), row_length=8, rows_per_shard=4, meta={"tokenizer": digest})
+    cfg.run.name = "mine"
+    whole = {"loss": 2 * math.log(2), "perplexity": 4.0, "bits_per_byte": 1.0}
+    assert main(cfg) == pytest.approx(whole, rel=1e-4)
+    rows = Rows(tmp_path / "mine" / "tokens" / "val")
+    assert main(cfg) == pytest.approx(held_out(model, tokenizer, rows, limit=10), rel=1e-4)
+    cfg.run.name = "other"
+    with pytest.raises(InputError, match=r"made with tokenizer another, the model has .*; run trainers.tokens again"):
+        held_out(model, tokenizer, Rows(tmp_path / "other" / "tokens" / "val"), limit=10)
+    (tmp_path / "other" / "corpus").mkdir()
+    pq.write_table(pa.table({"text": ["月", "日月"]}), tmp_path / "other" / "corpus" / "val-00000.parquet")
+    assert main(cfg)["bits_per_byte"] == pytest.approx((1 + 3 + 2 + 1 + 3) / 9, rel=1e-4)
+
+
+def test_a_hugging_face_folder_of_another_family(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = foreign("llama", tmp_path / "llama")
+    (tmp_path / "a.txt").write_text("the moon is bright", "utf-8")
+    metrics = main(config(tmp_path, model=str(path), files=[str(tmp_path / "a.txt")]))
+    pieces = Tokenizer.load(path)
+    ids = torch.tensor([[pieces.eos, *pieces.encode("the moon is bright"), pieces.eos]])
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(path)(ids, labels=ids).loss
+    assert metrics["loss"] == pytest.approx(float(theirs), rel=1e-4)
+    assert metrics["bits_per_byte"] == pytest.approx(float(theirs) * (ids.shape[1] - 1) / math.log(2) / 18, rel=1e-4)
+
+
+def test_table_file_and_tracker_tell_the_same(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+
+    class Recorder:
+        def __init__(self, folder: Path, cfg: Tracker, *, run: str, stage: str) -> None:
+            sent.extend([folder, run, stage])
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            sent.extend([values, step])
+
+    monkeypatch.setattr("cluster.tracker.Tracker", Recorder)
+    tasks = tmp_path / "moon.jsonl"
+    lines = [sample("月月月"), {"instruction": "问", "output": "日", "label": "日", "task": "guess", "id": "g"}]
+    tasks.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    out = tmp_path / "made" / "four.json"
+    cfg = config(tmp_path, model=str(saved), tasks=[str(tasks)], out=str(out), temperature=0.0)
+    cfg.tracker = Tracker(kind=TrackerKind.wandb)
+    metrics = main(cfg)
+    assert (metrics["moon/exact_match"], metrics["guess/accuracy"]) == (1.0, 0.0)
+    written = json.loads(out.read_text("utf-8"))
+    assert (written["model"], written["metrics"]) == (str(saved), metrics)
+    assert [one["answer"] for one in written["answers"]["tasks"]] == ["月月月", "月月月"]
+    assert sent == [tmp_path / "run" / "evaluate" / "four", "run", "evaluate/four", metrics, 0]
+    shown = capsys.readouterr().out
+    assert "exact_match" in shown and "moon moon-月月月\n举头\n-> 月月月" in shown
+
+
+def test_a_suite_without_data_is_refused_if_named_and_left_out_if_not(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no data for the suite perplexity; give evaluate.files, or another run.name"):
+        main(config(tmp_path, model=str(saved)))
+    (tmp_path / "a.txt").write_text("月", "utf-8")
+    fields: dict[str, Any] = {"model": str(saved), "files": [str(tmp_path / "a.txt")]}
+    assert set(main(config(tmp_path, **fields))) == {"loss", "perplexity", "bits_per_byte"}
+    with pytest.raises(InputError, match=r"no data for the suite tasks; give evaluate.tasks, or another run.name"):
+        main(config(tmp_path, suites=[Suite.perplexity, Suite.tasks], **fields))

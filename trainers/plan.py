@@ -1,0 +1,167 @@
+"""What a supervised stage is to do: everything a training worker needs to know."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cluster.storage import write_file
+from conf.schema import (
+    Checkpoints,
+    Cluster,
+    Compute,
+    Config,
+    Doctor,
+    Fit,
+    Gpu,
+    InputError,
+    Optim,
+    Precision,
+    SpikeAction,
+    Spikes,
+    Tracker,
+)
+from moe import native
+from moe.decoder import Decoder
+from moe.optimizer import new_optimizer
+from moe.parallel import check_parallel
+from moe.precision import fastest
+from trainers.course import Course, opened
+from trainers.feed import rows_before, step_rows
+from trainers.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Plan:
+    folder: Path  # the stage's folder
+    run: str
+    stage: str
+    start: Callable[[], Decoder]  # the weights before step 0
+    objective: Objective
+    course: Course
+    held_out: Mapping[str, Path]  # rows to evaluate on, by name
+    decode: Callable[[Sequence[int]], str]  # ids to text, for what is told of a row
+    fit: Fit
+    optim: Optim
+    compute: Compute
+    doctor: Doctor
+    gpu: Gpu
+    spikes: Spikes
+    saving: Checkpoints
+    cluster: Cluster
+    tracker: Tracker
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        cfg: Config,
+        stage: str,
+        fit: Fit,
+        *,
+        start: Callable[[], Decoder],
+        objective: Objective,
+        course: Course,
+        held_out: Mapping[str, Path],
+        decode: Callable[[Sequence[int]], str],
+    ) -> "Plan":
+        """The plan of a stage of this run."""
+        return cls(
+            folder=cfg.run.folder / stage,
+            run=cfg.run.name,
+            stage=stage,
+            start=start,
+            objective=objective,
+            course=course,
+            held_out=held_out,
+            decode=decode,
+            fit=fit,
+            optim=cfg.optim,
+            compute=cfg.compute,
+            doctor=cfg.doctor,
+            gpu=cfg.gpu,
+            spikes=cfg.spikes,
+            saving=cfg.checkpoints,
+            cluster=cfg.cluster,
+            tracker=cfg.tracker,
+            seed=cfg.run.seed,
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def slots(self) -> int:
+        """Parts of a step whose gradients are added in a fixed order; 0 where the order does not matter."""
+        return self.cluster.slots if self.cluster.deterministic else 0
+
+    def rows(self, step: int) -> int:
+        """Rows that a step takes, over all workers."""
+        return step_rows(self.fit, self.course.row_length, step)
+
+    @property
+    def until(self) -> int:
+        """The position that no run gets beyond, however many rows its spikes leave out."""
+        full = self.rows(self.fit.steps)
+        lost = self.spikes.limit * (self.spikes.rollback_steps + self.fit.save_every) * full
+        rows = rows_before(self.fit, self.course.row_length, self.fit.steps)
+        return rows + (lost if self.spikes.action is SpikeAction.rollback else 0)
+
+    def check(self) -> None:
+        """Raise `InputError` for what cannot be trained."""
+        self.course.check()
+        full = self.rows(self.fit.steps)
+        if full < self.cluster.workers:
+            raise InputError(
+                f"stage {self.stage}: a step of {full} rows leaves some of cluster.workers={self.cluster.workers} "
+                "without any; give it more batch_rows"
+            )
+        back, every, keep = self.spikes.rollback_steps, self.fit.save_every, self.fit.keep
+        if self.spikes.action is SpikeAction.rollback and keep < -(-back // every) + 1:
+            raise InputError(
+                f"spikes.action=rollback goes back {back} steps, which needs more than the {keep} newest checkpoints, "
+                f"{every} steps apart, of stage {self.stage}; try keep={-(-back // every) + 1}"
+            )
+        # What cannot be loaded, adapted or spread is refused here, not by each restart of the workers.
+        model = self.start()
+        check_parallel(model.cfg, self.cluster)
+        new_optimizer(model, self.optim)
+
+    def settled(self) -> "Plan":
+        """The plan with `compute.precision=auto` measured, once a stage; how it computes is kept beside its
+        checkpoints."""
+        kept = self.folder / "arithmetic.json"
+        began = json.loads(kept.read_text()) if kept.exists() else {}
+        precision = self.compute.precision
+        if precision is Precision.auto:
+            measured = began.get("precision") or fastest("cuda" if self.cluster.gpus_per_worker else "cpu").value
+            precision = Precision(measured)
+        now = {"precision": precision.value, "kernels": "native" if native.available() else "torch"}
+        now |= {"slots": str(self.slots)} if self.slots else {"workers": str(self.cluster.workers)}
+        if began and began != now:
+            print(f"{self.stage}: began with {began} and goes on with {now}: the result is no longer bitwise the same")
+        write_file(kept, json.dumps(now) + "\n")
+        return replace(self, compute=replace(self.compute, precision=precision))
+
+    def about(self, places: np.ndarray) -> list[dict[str, object]]:
+        """Of each row at these places [n, 2] of the course: where it lies, its documents, the beginning of its text."""
+        told = []
+        for number, row in places.tolist():
+            rows = opened(self.course.sets[number])
+            ids = rows.fetch(np.array([row]))["tokens"][0]
+            told.append(
+                {
+                    "rows": os.path.relpath(rows.folder, self.folder),
+                    "row": row,
+                    "documents": rows.documents([row])[0],
+                    "text": self.decode(ids.tolist())[:_TOLD],
+                }
+            )
+        return told
+
+
+_TOLD = 200  # characters
