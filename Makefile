@@ -41,7 +41,7 @@ $(NATIVE): moe/native.py moe/native.c moe/attention.c moe/native.h $(STAMP)
 native: $(STAMP)  ## build the CPU kernels with the system's C compiler; `make setup` tries to
 	$(BIN)/python -m moe.native
 
-demo: setup  ## from raw text to a chat model, about 15 minutes on two cores; the same command continues
+demo: setup  ## from raw text to a chat model, 10 to 15 minutes on two cores; the same command continues
 	$(BIN)/python -m cluster.pipeline preset=demo
 
 serve: setup  ## answer on http://127.0.0.1:8000 with the demo's model

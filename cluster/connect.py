@@ -13,6 +13,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # a worker for every logical CPU, of which most would never have work
+    "RAY_worker_maximum_startup_concurrency": "4",  # at four times this many workers Ray warns that they are too many
     "RAY_worker_niceness": "0",  # the workers do the work here: they should not yield to the driver
     "MALLOC_ARENA_MAX": "1",  # Ray Train trains in a thread, whose own arena would map its large buffers anew each time
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keeps a deprecation notice off the screen
