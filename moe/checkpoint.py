@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,7 +22,7 @@ from conf.schema import InputError
 from moe.average import Average
 from moe.decoder import Decoder
 from moe.optimizer import load_state_tensors, state_tensors
-from moe.parallel import own, spread_as, whole
+from moe.parallel import own, own_rank, spread_as, whole, world_size
 
 Taken = Mapping[str, Mapping[str, Tensor]]  # by kind of file, then by name
 _RANDOM = "random"
@@ -34,7 +33,7 @@ def take(model: Decoder, optimizer: torch.optim.Optimizer, average: Average | No
 
     All ranks must call. None holds more than its share and one gathered tensor.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = own_rank(), world_size()
     # The weights come first: asking for them lets FSDP2 put away what the last forward pass has gathered.
     state = {"weights": model.state_dict(), "optimizer": state_tensors(model, optimizer)}
     if average is not None:

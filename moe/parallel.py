@@ -41,7 +41,7 @@ def parallelise(model: Decoder, cfg: Cluster) -> Decoder:
 
     Its parameters become new ones: make the optimizer afterwards. From then on all workers call it equally often.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = world_size()
     owners = cfg.expert_parallel
     if world == 1 or not (cfg.shard or owners > 1):
         return model
@@ -160,7 +160,7 @@ def reduce_gradients(model: nn.Module) -> None:
 
     Those that FSDP2 shards are summed already.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return
     shared: dict[dist.ProcessGroup | None, list[Tensor]] = defaultdict(list)
     for gradient in (p.grad for p in model.parameters() if p.grad is not None):

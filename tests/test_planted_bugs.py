@@ -819,6 +819,20 @@ BUGS = [
         "    if False:",
         "tests/cluster/test_fault.py",
     ),
+    (
+        "a stream's row is given once",
+        "trainers/feed.py",
+        "self._used += len(part[POSITION])",
+        "pass",
+        "tests/trainers/test_feed.py",
+    ),
+    (
+        "an end by spikes names its knob",
+        "trainers/loop.py",
+        'STOPPED: f"{knob}: {verdict.reason}',
+        'STOPPED: f"{verdict.reason}',
+        "tests/trainers/test_loop.py::test_a_spike_that_ends_the_stage_names_the_knob",
+    ),
 ]
 
 

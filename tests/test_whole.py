@@ -101,9 +101,10 @@ def test_a_changed_knob_is_refused_by_name(run: Path) -> None:
         main(compose([*words(run.parent), "optim.lr=0.004"]))
 
 
-def test_sigkill_changes_nothing(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "at"), [("base", "step-00000020"), ("rl", "step-00000001")])
+def test_sigkill_changes_nothing(run: Path, tmp_path: Path, stage: str, at: str) -> None:
     """Kill the pipeline once the stage has a checkpoint, type the same command: the same weights to the bit."""
-    stage, at, copy = "rl", "step-00000001", tmp_path / "test"
+    copy = tmp_path / "test"
     for done in STAGES[: STAGES.index(stage)]:
         shutil.copytree(run / done, copy / done)
     command = [sys.executable, "-m", "cluster.pipeline", *words(tmp_path), f"pipeline.stages=[{stage}]"]

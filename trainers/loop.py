@@ -169,8 +169,8 @@ def steps(plan: Plan, state: State, feed: Feed, saver: Saver, tracker: Tracker |
         state.step, state.tokens, state.flops = state.step + 1, meter.tokens, meter.flops
         if verdict is not None and not verdict.accepted:
             write_incident(plan, state, verdict, count)
-            if verdict.stop or plan.spikes.action is SpikeAction.stop or state.rollbacks == plan.spikes.limit:
-                log(tracker, {STOPPED: f"{verdict.reason} (see {plan.folder / INCIDENTS})"}, state.step)
+            if knob := exhausted(plan, state, verdict):
+                log(tracker, {STOPPED: f"{knob}: {verdict.reason}; see {plan.folder / INCIDENTS}"}, state.step)
                 return
             at = state.step
             if plan.spikes.action is SpikeAction.rollback and go_back(plan, state, saver, tracker):
@@ -252,6 +252,13 @@ def save(state: State, saver: Saver, tracker: Tracker | None, score: float | Non
     if tracker:
         tracker.sync()  # what the checkpoint's steps have logged must not be younger than it
     saver.save(state.step, state.writer(), score=score)
+
+
+def exhausted(plan: Plan, state: State, verdict: Verdict) -> str:
+    """The knob, with its value, that ends the stage at this refused step; "" where it may go on."""
+    if plan.spikes.action is SpikeAction.stop:
+        return "spikes.action=stop"
+    return f"spikes.limit={plan.spikes.limit}" if verdict.stop or state.rollbacks == plan.spikes.limit else ""
 
 
 def write_incident(plan: Plan, state: State, verdict: Verdict, count: int) -> None:

@@ -29,7 +29,7 @@ from moe.decoder import Decoder
 from moe.optimizer import new_optimizer
 from moe.parallel import check_parallel
 from moe.precision import fastest
-from trainers.course import Course, opened
+from trainers.course import Course
 from trainers.feed import rows_before, step_rows
 from trainers.objectives import Objective
 
@@ -149,19 +149,16 @@ class Plan:
 
     def about(self, places: np.ndarray) -> list[dict[str, object]]:
         """Of each row at these places [n, 2] of the course: where it lies, its documents, the beginning of its text."""
-        told = []
-        for number, row in places.tolist():
-            rows = opened(self.course.sets[number])
-            ids = rows.fetch(np.array([row]))["tokens"][0]
-            told.append(
-                {
-                    "rows": os.path.relpath(rows.folder, self.folder),
-                    "row": row,
-                    "documents": rows.documents([row])[0],
-                    "text": self.decode(ids.tolist())[:_TOLD],
-                }
-            )
-        return told
+        tokens, documents = self.course.fetch(places)["tokens"], self.course.documents(places)
+        return [
+            {
+                "rows": os.path.relpath(self.course.sets[number], self.folder),
+                "row": row,
+                "documents": held,
+                "text": self.decode(ids.tolist())[:_TOLD],
+            }
+            for (number, row), ids, held in zip(places.tolist(), tokens, documents, strict=True)
+        ]
 
 
 _TOLD = 200  # characters

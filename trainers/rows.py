@@ -99,12 +99,10 @@ class Rows:
 
     def documents(self, indices: Sequence[int]) -> list[list[int]]:
         """The numbers of the documents in each row, segment by segment: their places in what was packed."""
-        found = []
-        for index in indices:
-            shard, place = divmod(int(index), self.about["rows_per_shard"])
-            lists = pq.read_table(self.folder / self.about["shards"][shard]["file"], columns=[DOCUMENTS])[DOCUMENTS]
-            found.append(lists[place].as_py())
-        return found
+        places = [divmod(int(index), self.about["rows_per_shard"]) for index in indices]
+        files = {shard: self.folder / self.about["shards"][shard]["file"] for shard, _ in places}
+        lists = {shard: pq.read_table(file, columns=[DOCUMENTS])[DOCUMENTS] for shard, file in files.items()}
+        return [lists[shard][place].as_py() for shard, place in places]
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._decoded:

@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def test_a_spike_is_left_out_and_told_with_its_documents(tmp_path: Path, action:
     curve = losses(tmp_path)
     assert [step for step, _ in curve] == [step for step in range(1, 41) if back or step != 34]
     assert curve[-1][1] < 1.0
+
+
+@pytest.mark.parametrize("knobs", [{"action": SpikeAction.stop}, {"limit": 1}])
+def test_a_spike_that_ends_the_stage_names_the_knob(tmp_path: Path, knobs: dict[str, Any]) -> None:
+    plan = plan_for(tmp_path, spikes=Spikes(**knobs))
+    learn(plan, lambda position: Garbage(direct(plan)(position), range(8 * 33, 8 * 34)))
+    knob = "spikes.action=stop" if "action" in knobs else "spikes.limit=1"
+    with pytest.raises(InputError, match=rf"stage base ended at step 34: {knob}: .*deviations above the median"):
+        result(plan)
 
 
 def test_what_is_not_finite_moves_nothing(tmp_path: Path) -> None:
