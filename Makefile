@@ -17,8 +17,11 @@ LM_EVAL_PACKAGES := lm-eval==0.4.13 evaluate==0.4.6 more-itertools==11.2.1 sqlit
 LM_EVAL := .venv/lm-eval
 NVCC := $(if $(CUDA_HOME),$(CUDA_HOME)/bin/)nvcc
 
+# Two processes of one thread each: on models this small the threads of one process mostly wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test check bench serve gpu megablocks-cpu lm-eval clean
+.PHONY: help setup native demo test test-slow test-all check bench serve gpu gpu-check megablocks-cpu lm-eval clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -34,12 +37,12 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # Optional: a machine without a C compiler does the same in torch.
-$(NATIVE): moe/native.py moe/native.c moe/attention.c moe/native.h $(STAMP)
-	$(BIN)/python -m moe.native || true
+$(NATIVE): moe/kernels/native.py moe/kernels/processor.py moe/kernels/native.c moe/kernels/attention.c moe/kernels/native.h $(STAMP)
+	$(BIN)/python -m moe.kernels.native || true
 	touch $@
 
 native: $(STAMP)  ## build the CPU kernels with the system's C compiler; `make setup` tries to
-	$(BIN)/python -m moe.native
+	$(BIN)/python -m moe.kernels.native
 
 demo: setup  ## from raw text to a chat model, 10 to 15 minutes on two cores; the same command continues
 	$(BIN)/python -m cluster.pipeline preset=demo
@@ -53,8 +56,13 @@ check: setup  ## format, lint, types, import arrows
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_arrows.py
 
-test: setup megablocks-cpu  ## every test but the benchmarks
-	$(BIN)/pytest -m "not bench and not gpu"
+test: setup megablocks-cpu  ## the quick tests
+	$(PYTEST) -m "not slow and not bench and not gpu"
+
+test-slow: setup megablocks-cpu  ## kills, planted bugs, whole runs, real processes
+	$(PYTEST) -m "slow and not bench and not gpu"
+
+test-all: test test-slow  ## every test but the benchmarks
 
 bench: setup  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench
@@ -69,7 +77,10 @@ gpu: setup  ## install and test MegaBlocks; needs an NVIDIA GPU, nvcc 12 and a C
 	@test -n "$$TORCH_CUDA_ARCH_LIST" || $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 	|| { echo "make gpu: no GPU is visible; set TORCH_CUDA_ARCH_LIST to what to build for, such as 9.0"; exit 1; }
 	$(BIN)/pip install $(PIP_FLAGS) $(MEGABLOCKS) grouped-gemm==0.3.0
-	$(BIN)/pytest -m gpu tests/moe/test_megablocks.py
+	$(BIN)/pytest -m gpu tests/moe/kernels/test_megablocks.py
+
+gpu-check:  ## what only a GPU can show, in under 6 minutes; figures go to bench/gpu.json
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m tests.gpu.check --out bench/gpu.json
 
 megablocks-cpu: $(MEGABLOCKS_CPU)/.installed  ## what compares MegaBlocks with our experts on a CPU
 

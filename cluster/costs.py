@@ -12,7 +12,7 @@ class Costs:
 
     losses: list[float]
     tokens: list[float]  # up to the step
-    flops: list[float]  # that the model needed (see trainers.meter)
+    flops: list[float]  # that the model needed (see trainers.loop.meter)
     seconds: list[float]  # evaluations, and steps that were lost and taken again, left out
     held_out: list[tuple[float, float]]  # (seconds, held-out loss) of each evaluation
 

@@ -10,7 +10,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from conf.schema import InputError, Run
+from conf.errors import InputError
+from conf.knobs.running import Run
 
 VARIABLE = "FAULT"
 
@@ -31,6 +32,8 @@ class _Armed:
         verb, _, seconds = self.action.partition("=")
         if verb == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif verb == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
         elif verb == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif verb == "raise":
@@ -75,10 +78,10 @@ def check(run: Run) -> None:
 def _parse(part: str) -> tuple[str, _Armed]:
     name, count, action = [*part.split(":"), "", ""][:3]
     verb, _, seconds = action.partition("=")
-    known = action in {"kill", "stop", "raise", "enospc"} or (verb == "delay" and _is_number(seconds))
+    known = action in {"kill", "term", "stop", "raise", "enospc"} or (verb == "delay" and _is_number(seconds))
     if not name or part.count(":") != 2 or not count.isdecimal() or int(count) < 1 or not known:
         raise InputError(
-            f"{VARIABLE}={part} is not <point>:<count from 1>:kill|stop|raise|enospc|delay=<seconds>; "
+            f"{VARIABLE}={part} is not <point>:<count from 1>:kill|term|stop|raise|enospc|delay=<seconds>; "
             f"try {VARIABLE}=save.written:1:kill"
         )
     return name, _Armed(int(count), action)

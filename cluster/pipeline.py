@@ -3,26 +3,32 @@
 python -m cluster.pipeline preset=demo
 """
 
+from conf.entry import early, job
+
+early(__name__)
+
 import importlib
-import os
-import shlex
-import signal
-import sys
-import threading
+import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from conf.entry import job
-from conf.schema import Config, InputError
+from rich.console import Console
+from rich.table import Table
 
-_STOP_WITHIN = 10.0  # seconds that libraries get to clean up after a signal
+from cluster.connect import connect
+from cluster.memory import PeakMemory, where
+from cluster.progress import clock, shown_number
+from cluster.run import JOBS, locked, missing, present
+from cluster.stopping import Stopped, stoppable
+from cluster.storage import read_json, write_json
+from cluster.tracking.tracker import to_json
+from conf.errors import InputError
+from conf.schema import Config
+
 _SHOWN_FIRST = (  # the metrics that tell most about a stage, in this order
-    "form_ok rhyme_ok form_accuracy kl_per_answer pair_accuracy loss bits_per_byte perplexity train val test "
+    "kl_per_answer pair_accuracy loss bits_per_byte perplexity train val test "
     "duplicates rejected vocab_size pieces tokens rows samples pairs"
 ).split()
 _SHOWN = 4
@@ -33,7 +39,7 @@ class Ran:
     """What became of one stage."""
 
     stage: str
-    state: str = "waiting"  # done, continued, skipped, failed, waiting
+    state: str = "waiting"  # done, continued, measured, skipped, stopped, failed, waiting
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -41,22 +47,22 @@ class Ran:
 @job
 def main(cfg: Config) -> dict[str, float]:
     """Run `pipeline.stages`; returns {"seconds": ..., "peak_memory_bytes": ...}."""
-    from cluster.connect import connect
-    from cluster.memory import PeakMemory
-    from cluster.run import locked
 
-    jobs = {stage: importlib.import_module(_module(stage)) for stage in cfg.pipeline.stages}
+    jobs = planned(cfg)
     began, ran = time.monotonic(), [Ran(stage=stage) for stage in jobs]
-    with locked(cfg.run.folder / ".pipeline.lock", f"run {cfg.run.folder}"), PeakMemory() as peak:
+    with (
+        stoppable("cluster.pipeline"),
+        locked(cfg.run.folder / ".pipeline.lock", f"run {cfg.run.folder}"),
+        PeakMemory() as peak,
+    ):
         connect(cfg.cluster)
-        with _stoppable():
-            try:
-                for number, row in enumerate(ran, start=1):
-                    print(f"\n[{number}/{len(ran)}] {row.stage}", flush=True)
-                    _run(jobs[row.stage].main, row, cfg)
-            except BaseException:
-                _table(ran, time.monotonic() - began, peak.bytes)
-                raise
+        try:
+            for number, row in enumerate(ran, start=1):
+                print(f"\n[{number}/{len(ran)}] {row.stage}", flush=True)
+                _run(jobs[row.stage].main, row, cfg)
+        except BaseException:
+            _table(ran, time.monotonic() - began, peak.bytes)
+            raise
     seconds = time.monotonic() - began
     _record(cfg, ran, seconds, peak.bytes)
     _table(ran, seconds, peak.bytes)
@@ -67,8 +73,29 @@ def main(cfg: Config) -> dict[str, float]:
     return {"seconds": seconds, "peak_memory_bytes": peak.bytes}
 
 
+def planned(cfg: Config) -> dict[str, Any]:
+    """The job of each stage of `pipeline.stages`, with the stage parent before the first that needs it.
+
+    Raises `InputError` for what can be known before the first stage: one that reads what nothing makes, files that are
+    not there, a corpus of which the domain can make nothing.
+    """
+    jobs: dict[str, Any] = {}
+    for stage in cfg.pipeline.stages:
+        body = importlib.import_module(_module(stage))
+        reads = body.reads(cfg, present(cfg) | jobs.keys()) if hasattr(body, "reads") else []
+        if "parent" in reads and "parent" not in jobs:
+            jobs["parent"] = importlib.import_module(_module("parent"))
+        for read in reads:
+            if read not in present(cfg, finished=True) | jobs.keys():
+                raise missing(cfg, stage, read)
+        jobs[stage] = body
+    for body in jobs.values():
+        if hasattr(body, "check"):
+            body.check(cfg)
+    return jobs
+
+
 def _module(stage: str) -> str:
-    from cluster.run import JOBS
 
     if stage not in JOBS:
         raise InputError(f"pipeline.stages names {stage!r}; there are: {', '.join(JOBS)}")
@@ -81,12 +108,15 @@ def _run(body: Any, row: Ran, cfg: Config) -> None:
     began = time.monotonic()
     try:
         row.metrics = dict(body(cfg) or {})
-    except BaseException:
-        row.state, row.seconds = "failed", time.monotonic() - began
+    except BaseException as error:
+        row.state = "stopped" if isinstance(error, Stopped) else "failed"
+        row.seconds = time.monotonic() - began
         raise
     row.seconds = time.monotonic() - began
     if before and before == _manifest(folder):
         row.state = "skipped"
+    elif before and _product(before) == _product(_manifest(folder)):
+        row.state = "measured"  # again
     else:
         row.state = "continued" if cut_short and not before else "done"
     print(f"{row.stage}: {row.state} in {_clock(row.seconds)}", flush=True)
@@ -97,52 +127,23 @@ def _manifest(folder: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the pipeline promptly; what is finished or saved stays."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-        words = shlex.join(["python", "-m", "cluster.pipeline", *sys.argv[1:]])
-        print(
-            f"\nstopped by {signal.Signals(number).name}; the same command continues: {words}",
-            file=sys.stderr,
-            flush=True,
-        )
-        # A library that swallows SystemExit or waits for its workers must not keep us.
-        killer = threading.Timer(_STOP_WITHIN, os._exit, (128 + number,))
-        killer.daemon = True
-        killer.start()
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _product(manifest: bytes) -> Any:
+    return json.loads(manifest or b"{}").get("product", manifest)
 
 
 def _record(cfg: Config, ran: list[Ran], seconds: float, peak: int) -> None:
-    from cluster.storage import write_json
-    from cluster.tracker import to_json
 
     stages = [{**asdict(row), "metrics": to_json(row.metrics)} for row in ran]
     write_json(cfg.run.folder / "pipeline.json", {"seconds": seconds, "peak_memory_bytes": peak, "stages": stages})
 
 
 def _table(ran: list[Ran], seconds: float, peak: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
 
     table = Table(show_footer=True, title="stages", title_justify="left")
     table.add_column("stage", footer="total")
     table.add_column("state")
     table.add_column("time", justify="right", footer=_clock(seconds))
-    table.add_column("metrics", footer=f"peak memory {peak / 2**30:.1f} GiB over all processes")
+    table.add_column("metrics", footer=f"peak memory {peak / 2**30:.1f} GiB over {where()}")
     for row in ran:
         table.add_row(row.stage, row.state, _clock(row.seconds) if row.seconds else "", _key_metrics(row.metrics))
     console = Console()
@@ -152,31 +153,29 @@ def _table(ran: list[Ran], seconds: float, peak: int) -> None:
 
 
 def _key_metrics(metrics: dict[str, Any]) -> str:
-    from cluster.progress import shown_number
 
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    first = [name for name in _SHOWN_FIRST if name in numbers]
+    measured = [name for name in numbers if name.endswith("_ok")]  # what the domain's rules say
+    first = measured + [name for name in _SHOWN_FIRST if name in numbers]
     names = [*first, *(name for name in numbers if name not in first)][:_SHOWN]
     return "  ".join(shown_number(name, numbers[name]) for name in names)
 
 
 def _samples(run: Path, count: int) -> None:
-    """Print answers to the same prompts after each stage that can chat, as the rl stage recorded them."""
-    from cluster.storage import read_json
+    """Print answers to the same prompts after each stage that can chat, as stage compared or rl recorded them."""
 
-    path = run / "rl" / "samples.json"
-    if not path.exists():
+    path = next((path for stage in ("compared", "rl") if (path := run / stage / "samples.json").exists()), None)
+    if path is None:
         return
     for sample in read_json(path)[:count]:
         print(f"\nuser  {sample['prompt']}")
-        for stage in ("base", "chat", "rl"):
-            if sample.get(stage):
-                lines = sample[stage].strip().splitlines() or [""]
+        for stage, text in sample.items():
+            if stage != "prompt" and text:
+                lines = text.strip().splitlines() or [""]
                 print(f"{stage:<6}" + "\n      ".join(lines))
 
 
 def _clock(seconds: float) -> str:
-    from cluster.progress import clock
 
     return clock(seconds)
 

@@ -3,16 +3,18 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cluster.tracker import FILE, alarms, incidents, parse_lines, read_metrics
+from cluster.tracking.tracker import FILE, alarms, incidents, parse_lines, read_metrics
 
-PLAIN_EVERY = 10.0  # seconds between plain lines
+PLAIN_EVERY, PLAIN_DOING = 10.0, 60.0  # seconds between plain lines, and while no step is taken
 POLL_EVERY = 0.5  # seconds between looks at metrics.jsonl
+SILENT, SILENT_STEPS = 20.0, 10  # seconds, and times what a step takes: a longer silence is told
 _TAIL_BYTES = 2**18  # a line of a model with many experts has tens of kilobytes
 
 
@@ -40,8 +42,9 @@ class Counter:
         self.label, self.total, self.done = label, total, 0
         self._first = 0  # what an earlier attempt had done: it says nothing about the speed of this one
         self._shown: dict[str, Any] = {}
+        self.doing = ""  # what is done instead of steps
         self._began = time.monotonic()
-        self._printed = self._began
+        self._since = self._changed = self._printed = self._began  # `_since`: this attempt; `_changed`: the last step
         self._lock = threading.Lock()
         self._live = sys.stdout.isatty()
 
@@ -51,16 +54,31 @@ class Counter:
     def update(self, done: int, **shown: Any) -> None:
         """Say that `done` of the total are done; `shown` are numbers to put beside."""
         with self._lock:
-            self.done = done
+            if self.doing:  # how long it took to begin says nothing about steps
+                self._first, self._since = done, time.monotonic()
+            if done != self.done or self.doing:
+                self._changed = time.monotonic()
+            self.done, self.doing = done, ""
             self._shown |= shown
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the line if it is time to."""
+        with self._lock:
             now = time.monotonic()
-            if now - self._printed >= (POLL_EVERY if self._live else PLAIN_EVERY):
+            often = PLAIN_EVERY if not self.doing else PLAIN_DOING
+            if now - self._printed >= (POLL_EVERY if self._live else often):
                 self._printed = now
                 self._show(end="" if self._live else "\n")
 
-    def begin_at(self, done: int) -> None:
-        """What was done before now, by an earlier attempt."""
-        self.done = self._first = done
+    def begin_at(self, done: int, doing: str = "") -> None:
+        """What was done before now, by an earlier attempt, and what is being done until its next step."""
+        with self._lock:
+            self.done = self._first = done
+            self._since = self._changed = time.monotonic()
+            self.doing = doing
+            if doing:
+                self._show(end="" if self._live else "\n")
 
     def say(self, text: str) -> None:
         """Put a line of its own above the progress."""
@@ -71,12 +89,17 @@ class Counter:
         """'base  120/400  30%  loss 4.21  5,900 tok/s  ETA 2:10'."""
         share = self.done / self.total if self.total else 1.0
         parts = [self.label, f"{self.done:,}/{self.total:,}", f"{share:.0%}"]
+        now, took = time.monotonic(), self._changed - self._since  # what comes after the last step is no step's time
+        if self.doing:
+            return "  ".join([*parts, self.doing])
         parts += [shown_number(name, value) for name, value in self._shown.items()]
-        spent = time.monotonic() - self._began
         if self.done >= self.total:
-            parts.append(f"in {clock(spent)}")
+            parts.append(f"in {clock(now - self._began)}")
         elif self.done > self._first:
-            parts.append(f"ETA {clock(spent / (self.done - self._first) * (self.total - self.done))}")
+            each = took / (self.done - self._first)
+            parts.append(f"ETA {clock(each * (self.total - self.done))}")
+            if now - self._changed > max(SILENT, SILENT_STEPS * each):
+                parts.append(f"no step for {clock(now - self._changed)}")
         return "  ".join(parts)
 
     def _show(self, end: str) -> None:
@@ -97,22 +120,36 @@ def counter(label: str, total: int) -> Counter:
     return Counter(label, total)
 
 
+@dataclass(frozen=True)
+class Followed:
+    """The progress of workers."""
+
+    begin: Callable[[int, str], None]
+    """To be called with a step and what is being done when workers begin, or begin anew: what was read up to then says
+    nothing about them."""
+    idle: Callable[[], bool]
+    """Whether they have not begun yet."""
+
+
 @contextmanager
 def follow(
     folder: str | Path,
     label: str,
     total: int,
     show: Sequence[str] = ("loss", "lr", "tokens_per_second", "mfu", "val/loss"),
-) -> Iterator[None]:
+) -> Iterator[Followed]:
     """Progress of a stage that runs elsewhere, read from the metrics.jsonl that it appends to.
 
     `show` names the metrics beside the step. Alarms, incidents and new attempts are told, each once: the first attempt
     goes on from where an earlier command stopped; one that begins while we look took the place of workers that died.
+
     """
     path, ended = Path(folder) / FILE, threading.Event()
     before = read_metrics(folder)
     first = 1 + max((line.get("attempt", 1) for line in before), default=1) if path.exists() else 1
     told = {(line["time"], text) for line in before for text in _events(line, first)}
+    old = {(line["time"], line["step"]) for line in before}
+    looking, created = threading.Lock(), path.exists()
 
     def newest() -> list[dict[str, Any]]:
         # The tail is read anew each time, for a stage that continues replaces the file.
@@ -126,8 +163,19 @@ def follow(
             content = content[content.find(b"\n") + 1 :]
         return parse_lines(content)
 
-    def look(bar: Counter) -> None:
-        lines = newest()
+    def begin(step: int, doing: str) -> None:
+        nonlocal created
+        with looking:
+            created = path.exists()
+            old.update((line["time"], line["step"]) for line in newest())
+            bar.begin_at(step, doing)
+
+    def look() -> None:
+        with looking:
+            show_newest()
+
+    def show_newest() -> None:
+        lines = [line for line in newest() if (line["time"], line["step"]) not in old]
         for event in [(line["time"], text) for line in lines for text in _events(line, first)]:
             if event not in told:
                 told.add(event)
@@ -135,21 +183,25 @@ def follow(
         if lines:
             shown = {name: line[name] for name in show for line in lines if name in line}
             bar.update(int(lines[-1]["step"]), **shown)
+        elif path.exists() and not created:
+            bar.update(bar.done)  # a tracker is there
+        else:
+            bar.refresh()
 
-    def tail(bar: Counter) -> None:
+    def tail() -> None:
         while not ended.wait(POLL_EVERY):
-            look(bar)
+            look()
 
     with counter(label, total) as bar:
         bar.begin_at(int(before[-1]["step"]) if before else 0)
-        thread = threading.Thread(target=tail, args=(bar,), daemon=True)
+        thread = threading.Thread(target=tail, daemon=True)
         thread.start()
         try:
-            yield
+            yield Followed(begin, lambda: bool(bar.doing))
         finally:
             ended.set()
             thread.join()
-            look(bar)
+            look()
 
 
 def _events(line: Mapping[str, Any], first: int) -> list[str]:

@@ -1,5 +1,9 @@
 """Write the run's report.html: what every stage measured, in one file without outside parts."""
 
+from conf.entry import early, job
+
+early(__name__)
+
 import json
 import math
 import re
@@ -9,26 +13,30 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
 from cluster.costs import Costs
+from cluster.plots import Line, Panel, heat_map, line_plot
 from cluster.run import JOBS, read_manifest
 from cluster.storage import write_file
-from cluster.tracker import alarms, incidents, read_metrics
-from conf.entry import job
-from conf.schema import Config, InputError
+from cluster.tracking.tracker import alarms, incidents, read_metrics
+from cluster.tracking.wandb_run import tracked
+from conf.errors import InputError
+from conf.schema import Config
 
 Rows = Sequence[Mapping[str, Any]]  # the lines of a metrics.jsonl
 
 PAGE = Path(__file__).with_name("report.html")  # the frame: style and placeholders
 _LOAD = re.compile(r"moe/(\d+)/load/(\d+)")
 _ALARM = re.compile(r"moe/(\d+)/alarm/\w+")
-_TRAINED = ("base", "chat", "reward")
+_TRAINED = ("base", "chat", "reward", "hfft", "cohft")
 _LOSS = re.compile(r"(?:.*/)?loss")
 # title: names of the metrics that one plot of the reinforcement learning shows, as patterns
 _RL_PLOTS = {
     "Reward": r"critic/score/mean|critic/rewards/mean|rl/reward.*",
-    "KL to the chat model": r"(?:rl|actor|critic)/(?:kl|ppo_kl|reference_kl).*",
-    "Form kept": r"rl/form_ok",
-    "Rhyme": r"rl/rhyme_.*",
+    "KL to the model that it started from": r"(?:rl|actor|critic)/(?:kl|ppo_kl|reference_kl).*",
+    "What the reward is made of": r"reward/\w+/mean",
+    "What the rules measure": r"rl/task/.*",
     "Answer length, tokens": r"response_length/mean|rl/(?:answer_)?length",
     "Entropy, nats per token": r"(?:actor|rl)/entropy.*",
     "Losses": r"actor/pg_loss|critic/vf_loss|.*/(?:policy|value)_loss",
@@ -42,7 +50,8 @@ def main(cfg: Config) -> dict[str, float]:
     stages = [name for name in JOBS if (folder / name / "manifest.json").exists()]
     if not stages:
         raise InputError(f"{folder}: no finished stage to report on; run a stage first, or give another run.name")
-    write_file(folder / "report.html", page(cfg.run.name, folder, stages))
+    with tracked(cfg, "report", folder / "report", reads=[folder / s for s in stages], page=folder / "report.html"):
+        write_file(folder / "report.html", page(cfg.run.name, folder, stages))
     return {"stages": float(len(stages))}
 
 
@@ -50,11 +59,12 @@ def page(run: str, folder: Path, stages: Sequence[str]) -> str:
     """The whole document for the finished `stages` of a run folder."""
     manifests = {name: read_manifest(folder / name) for name in stages}
     rows = {name: read_metrics(folder / name) for name in stages}
-    samples = folder / "rl" / "samples.json"
+    samples = next((folder / name / "samples.json" for name in ("compared", "rl") if name in stages), folder / "none")
     sections = {
         "Stages": _stages(manifests),
         "Before and after reinforcement learning": _before_after(manifests),
-        "The same prompts after each stage": _samples(samples) if "rl" in stages and samples.exists() else "",
+        "Compared on the same held-out queries": _compared(folder / "compared" / "comparison.json", stages),
+        "The same prompts after each stage": _samples(samples) if samples.exists() else "",
         "Losses": _curves(rows, _TRAINED, _LOSS.fullmatch, "loss"),
         "Against a dense twin": _twin(manifests, rows),
         "Incidents": _told(rows, incidents),
@@ -109,24 +119,52 @@ def _before_after(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>' if rows else ""
 
 
+def _compared(path: Path, stages: Sequence[str]) -> str:
+    """Each measure of each model with its 95 % interval, and how far it is from the chat model's, query by query; what
+    is surely more or less than that is marked."""
+    if "compared" not in stages:
+        return ""
+    models = json.loads(path.read_text(encoding="utf-8"))
+    names = sorted({name for cells in models.values() for name in cells}, key=lambda name: ("/" in name, name))
+    head = "".join(f'<th class="n">{escape(model)}</th>' for model in models)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(_interval(cells.get(name)) for cells in models.values())}</tr>"
+        for name in names
+    )
+    return (
+        "<p>Means over the queries, in brackets their 95 % bootstrap intervals. Below: the difference from chat on the "
+        "same queries; ▲ or ▼ where its interval leaves zero out.</p>"
+        f'<div class="wide"><table><thead><tr><th>Measure</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _interval(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return "<td></td>"
+    told = _number(cell["mean"]) + (f" [{_number(cell['low'])}, {_number(cell['high'])}]" if "low" in cell else "")
+    if gain := cell.get("gain"):
+        mean, low, high = (gain[name] for name in ("mean", "low", "high"))
+        mark = "▲ " if low > 0 else "▼ " if high < 0 else ""
+        told += f"<br>{mark}{_number(mean, signed=True)} [{_number(low, signed=True)}, {_number(high, signed=True)}]"
+    return f'<td class="n">{told}</td>'
+
+
 def _samples(path: Path) -> str:
     """Cards of one prompt each, the answers of the stages side by side."""
     cards = []
     for sample in json.loads(path.read_text(encoding="utf-8")):
         answers = "".join(
-            f'<div><h4>{stage}</h4><p lang="zh">{_verse(str(sample[stage]))}</p></div>'
-            for stage in ("base", "chat", "rl")
-            if stage in sample
+            f"<div><h4>{escape(stage)}</h4><p>{_text(str(text))}</p></div>"
+            for stage, text in sample.items()
+            if stage != "prompt"
         )
         prompt = escape(str(sample["prompt"])).replace("\n", "<br>")
-        cards.append(f'<article><h3 lang="zh">{prompt}</h3><div class="answers">{answers}</div></article>')
+        cards.append(f'<article><h3>{prompt}</h3><div class="answers">{answers}</div></article>')
     return "".join(cards)
 
 
-def _verse(text: str) -> str:
-    """Escaped, a line break after each closing mark, as verse is set."""
-    broken = re.sub(r"(?<=[。？！])(?=[^\s。？！])", "\n", text.strip())
-    return escape(broken).replace("\n", "<br>") or '<span class="empty">nothing</span>'
+def _text(text: str) -> str:
+    return escape(text.strip()).replace("\n", "<br>") or '<span class="empty">nothing</span>'
 
 
 def _curves(rows: Mapping[str, Rows], stages: Sequence[str], match: Callable[[str], object], what: str) -> str:
@@ -146,7 +184,6 @@ def _twin(manifests: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Rows]) 
     mixture, twin = Costs.of(rows["base"]), Costs.of(rows["twin"])
     if mixture is None or twin is None or not twin.held_out or not mixture.held_out:
         return ""
-    from cluster.plots import Line
 
     both = {"mixture of experts": mixture, "dense twin": twin}
     figures = []
@@ -197,7 +234,6 @@ def _rl(rows: Rows) -> str:
 
 
 def _lines(rows: Rows, match: Callable[[str], object]) -> list[Any]:
-    from cluster.plots import Line  # here, so that --help does not wait for matplotlib
 
     names = sorted({name for row in rows for name in row if match(name)})
     lines = []
@@ -210,7 +246,6 @@ def _lines(rows: Rows, match: Callable[[str], object]) -> list[Any]:
 
 
 def _figure(title: str, lines: Sequence[Any], *, prefix: str = "", xlabel: str = "step") -> str:
-    from cluster.plots import line_plot
 
     last = " · ".join(f"{escape(line.label)} {_number(line.values[-1])}" for line in lines)
     svg = line_plot(lines, name=prefix + title, xlabel=xlabel)
@@ -255,9 +290,6 @@ def _loads(rows: Mapping[str, Rows]) -> str:
 
 
 def _load_map(rows: Rows, layers: int, experts: int, stage: str) -> str:
-    import numpy as np
-
-    from cluster.plots import Panel, heat_map
 
     measured = [row for row in rows if f"moe/{layers - 1}/load/{experts - 1}" in row]
     told = [(int(m[1]), row["step"]) for row in rows for name in row if (m := _ALARM.fullmatch(name))]

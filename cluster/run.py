@@ -1,26 +1,37 @@
 """The run directory: a folder per stage, finished once it has a manifest, skipped while its inputs are the same."""
 
-import dataclasses
-import fcntl
+import importlib
 import json
-import os
 import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cluster import fault
-from cluster.storage import MANIFEST, Damaged, read_json, read_sealed, seal, sha256, verify, write_json
-from cluster.tracker import FILE as METRICS
-from cluster.tracker import from_json, to_json
-from conf.schema import Config, InputError
+from cluster.agreement import CHECKPOINTS, INTENT, Differs, Longer, agreeing, holds_work, key, plain, product
+from cluster.code import code
+from cluster.locks import locked as locked
+from cluster.memory import give_back
+from cluster.stopping import stoppable
+from cluster.storage import (
+    MANIFEST,
+    Damaged,
+    digests,
+    drop_temporary,
+    fsync,
+    read_sealed,
+    verify,
+    write_json,
+    write_manifest,
+)
+from cluster.tracking.tracker import FILE as METRICS
+from cluster.tracking.tracker import from_json, to_json
+from cluster.tracking.wandb_run import tracked
+from conf.errors import InputError
+from conf.schema import Config
 
 JOBS = {  # stage: the module whose job makes it
     "corpus": "trainers.corpus",
@@ -29,26 +40,52 @@ JOBS = {  # stage: the module whose job makes it
     "tasks": "trainers.tasks",
     "base": "trainers.pretrain",
     "twin": "trainers.twin",
+    "parent": "trainers.parent",
     "chat": "trainers.sft",
     "ranked": "rlhf.rank",
     "reward": "trainers.reward",
+    "hfft": "trainers.hfft",
+    "cohft": "trainers.cohft",
     "rl": "rlhf.ppo",
+    "compared": "rlhf.compare",
     "report": "cluster.report",
 }
-INTENT = "stage.json"  # written at the start: what this folder is being made from
-CHECKPOINTS = "checkpoints"
+CHATTING = ("rl", "hfft", "cohft", "chat")  # stages that write a chat model, the best first
 _UNSEALED = (CHECKPOINTS, METRICS, INTENT, "wandb")  # not the stage's output
-_MAY_CHANGE = {"keep", "timeout"}  # knobs that cannot alter what a stage produces
+_ELSE = {  # (stage, one that it reads): what to do instead of making that
+    ("tasks", "corpus"): "; or give sft.files=[...]",
+    ("chat", "base"): "; or begin with a model that is there: parent.model=<folder or .gguf>",
+    ("ranked", "chat"): "; or begin with a chat model that is there: parent.model=<folder or .gguf>",
+    ("reward", "chat"): "; or begin with a chat model that is there: parent.model=<folder or .gguf>",
+    **{
+        (stage, read): f"; or {instead}"
+        for stage in ("hfft", "cohft")
+        for read, instead in (
+            ("chat", "begin with a chat model that is there: parent.model=<folder or .gguf>"),
+            ("ranked", f"give {stage}.files=[...]"),
+        )
+    },
+    ("rl", "chat"): "; or begin with a chat model that is there: parent.model=<folder or .gguf>",
+    ("reward", "ranked"): "; or give reward.files=[...]",
+    ("rl", "reward"): "; or leave the reward model out: ppo.rewards.model=0",
+}
 
 
 class Stage:
     """One stage's folder while it is held. Write into `folder`; `finish` makes the result count."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any] | None, intent: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any] | None, intent: dict[str, Any], measured: Sequence[str]
+    ) -> None:
         self.folder = folder
         self.done = manifest is not None
         self.metrics: dict[str, Any] = from_json(manifest["metrics"]) if manifest else {}
-        self._intent, self._began = intent, time.time()
+        self._intent, self._measured, self._began = intent, measured, time.time()
+
+    @property
+    def made(self) -> bool:
+        """Whether the stage's product is there and has only to be measured again."""
+        return "made" in self._intent
 
     def input(self, name: str) -> Path:
         """The folder of a stage that this one reads."""
@@ -56,78 +93,134 @@ class Stage:
         return self.folder.parent / name
 
     def finish(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the manifest: from here on the stage is done. Checkpoints go, for only a stage cut short needs them."""
+        """Write the manifest: from here on the stage is done. Checkpoints go, for only a stage cut short needs them.
+
+        `product` in it is what the stages that read this one know it by: what measuring it again does not change.
+        """
         now = time.time()
         self.metrics = dict(metrics)
-        extra = {
-            **self._intent,
-            "status": "done",
-            "code": _code(),
-            "metrics": to_json(self.metrics),
+        drop_temporary(self.folder, without=_UNSEALED)
+        record = digests(self.folder, without=_UNSEALED)
+        intent = dict(self._intent)
+        made = intent.pop("made", None) or {
+            "product": product(intent, record["files"], self._measured),
+            "code": code(),
             "seconds": round(now - self._began, 3),
             "started": round(self._began, 3),
+        }
+        extra = {
+            **intent,
+            "status": "done",
+            "product": made["product"],
+            "code": made["code"],
+            "metrics": to_json(self.metrics),
+            "seconds": made["seconds"],
+            "started": made["started"],
             "finished": round(now, 3),
         }
-        seal(self.folder, extra, without=_UNSEALED)
+        write_manifest(self.folder, {**extra, **record})
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         self.done = True
         return self.metrics
 
 
 @contextmanager
-def open_stage(cfg: Config, name: str, *, reads: Sequence[str], settings: Mapping[str, Any]) -> Iterator[Stage]:
-    """Hold the stage's folder: finished (`stage.done`), cut short (its files are still there), or new.
+def open_stage(
+    cfg: Config,
+    name: str,
+    *,
+    reads: Sequence[str],
+    settings: Mapping[str, Any],
+    measured: Sequence[str] = (),
+    longer: Longer | None = None,
+    measures: bool = False,
+) -> Iterator[Stage]:
+    """Hold the stage's folder: finished (`stage.done`), to be measured again (`stage.made`), cut short (its files are
+    still there), or new.
 
     `settings` are the parts of the config that decide what the stage produces, by the name they have in the tree:
-    `{"model": cfg.model, "optim": cfg.optim}`. Raises `InputError` when a stage it reads is not there, when another
-    process holds it, or when it was begun with other settings or inputs and `run.rebuild` is false.
+    `{"model": cfg.model, "optim": cfg.optim}`; what another value does is said in `conf.decides`. `measured` are the
+    files that the closing measurement writes, `longer` says whether the stage can go on to another length. A stage that
+    `measures`, and does nothing else, is made again where a setting or an input differs, and nobody is asked. Raises
+    `InputError` when a stage it reads is not there, when another process holds it, or when it was made, in whole or in
+    part, with other settings or inputs and `run.rebuild` is false. One of which nothing was saved begins anew.
     """
     fault.check(cfg.run)
+    give_back()  # what the stage before has freed
     folder = cfg.run.folder / name
-    with locked(cfg.run.folder / f".{name}.lock", f"stage {name} of {folder.parent}"):
-        intent = {
-            "stage": name,
-            "seed": cfg.run.seed,
-            "config": json.loads(json.dumps({"run": {"seed": cfg.run.seed}, **_plain(settings)}, allow_nan=False)),
-            "inputs": {read: _input(cfg, read, name) for read in reads},
-        }
+    intent = {  # before anything is written: what is refused here leaves nothing behind
+        "stage": name,
+        "seed": cfg.run.seed,
+        "config": json.loads(json.dumps({"run": {"seed": cfg.run.seed}, **plain(settings)}, allow_nan=False)),
+        "inputs": {read: _input(cfg, read, name) for read in reads},
+    }
+    with (
+        stoppable(JOBS.get(name, name)),
+        locked(cfg.run.folder / f".{name}.lock", f"stage {name} of {folder.parent}"),
+    ):
         try:
-            manifest = _agreeing(folder, intent)
-        except _Differs as differs:
-            if not cfg.run.rebuild:
+            before, again = agreeing(folder, intent, longer)
+        except Differs as differs:
+            if measures or not holds_work(folder):
+                why = "is made again" if measures else "begins anew, for nothing of it was saved"
+                print(f"{name}: {why}: {differs}", flush=True)
+                shutil.rmtree(folder)
+            elif cfg.run.rebuild:
+                _set_aside(folder)
+            else:
                 raise InputError(
                     f"{folder}: {differs}; choose another run.name, or run.rebuild=true to set the old one aside"
                 ) from None
-            _set_aside(folder)
-            manifest = None
-        if manifest is None:
+            before, again = None, []
+        done = (folder / MANIFEST).exists() and not again
+        if not done:
             for read in reads:
                 try:
                     verify(cfg.run.folder / read)
                 except Damaged as error:
                     raise InputError(f"{error}; run.rebuild=true makes stage {read} again") from error
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / INTENT, intent)
+            if again and before:
+                print(f"{name}: measured again: {', '.join(again)}", flush=True)
+                _unseal(folder, before, intent, measured)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / INTENT, intent)
         else:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        yield Stage(folder, manifest, intent)
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; the kernel lets go of it when the process dies. Raises `InputError` naming who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise InputError(f"{what} is in use by {owner}; wait for it, or choose another run.name") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+            inputs = [cfg.run.folder / read for read in reads]
+            with nullcontext() if done else tracked(cfg, name, folder, reads=inputs):
+                yield Stage(folder, before if done else None, intent, measured)
+        except InputError:
+            if [path.name for path in folder.iterdir()] == [INTENT]:
+                shutil.rmtree(folder)  # refused before it had begun
+            raise
+
+
+def present(cfg: Config, *, finished: bool = False) -> set[str]:
+    """The stages that the run has finished, or at least begun."""
+    marks = (MANIFEST,) if finished else (MANIFEST, INTENT)
+    return {stage for stage in JOBS if any((cfg.run.folder / stage / mark).is_file() for mark in marks)}
+
+
+def model_stage(cfg: Config, stage: str, there: Collection[str]) -> str:
+    """Where a stage's model comes from in a run that has the stages `there`: `stage` (base or chat), or else `parent`,
+    the model that `parent.model` names."""
+    return "parent" if cfg.parent.model and not {stage, "base"} & set(there) else stage
+
+
+def make(cfg: Config, stage: str) -> None:
+    """Make a stage that another needs, if it is not done."""
+    importlib.import_module(JOBS[stage]).main(cfg)
+
+
+def missing(cfg: Config, reader: str, stage: str) -> InputError:
+    """What to say of a stage that `reader` needs and the run does not have."""
+    folder, job = cfg.run.folder / stage, JOBS.get(stage, "cluster.pipeline")
+    return InputError(
+        f"stage {reader} reads stage {stage}, which {folder} does not have; "
+        f"make it first: python -m {job} run.name={cfg.run.name}{_ELSE.get((reader, stage), '')}"
+    )
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -161,81 +254,28 @@ def newest_model(cfg: Config, given: str, *, among: Sequence[str], knob: str) ->
     return folder
 
 
-class _Differs(Exception):
-    """What is in the folder was made from something else. The text says what."""
-
-
-def _agreeing(folder: Path, intent: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a finished stage made from `intent`, or None if it must be begun or continued."""
-    try:
-        before = read_json(folder / (MANIFEST if (folder / MANIFEST).exists() else INTENT))
-    except Damaged as error:
-        if (folder / MANIFEST).exists() or (folder / INTENT).exists():
-            raise _Differs(str(error)) from error
-        return None
-    for name, digest in intent["inputs"].items():
-        if before["inputs"].get(name) != digest:
-            raise _Differs(f"made from another {name} stage than the one that is there now")
-    if gone := before["inputs"].keys() - intent["inputs"].keys():
-        raise _Differs(f"made from stage {min(gone)}, which it no longer reads")
-    old, new = _leaves(before["config"]), _leaves(intent["config"])
-    for knob in sorted(old.keys() | new.keys()):
-        if old.get(knob) != new.get(knob) and knob.rpartition(".")[2] not in _MAY_CHANGE:
-            raise _Differs(f"made with {knob}={old.get(knob, 'none')}, now {knob}={new.get(knob, 'none')}")
-    if not (folder / MANIFEST).exists():
-        return None
-    try:
-        verify(folder, quick=True)
-    except Damaged as error:
-        raise _Differs(str(error)) from error
-    return dict(before)
-
-
 def _input(cfg: Config, name: str, reader: str) -> str:
-    manifest = cfg.run.folder / name / MANIFEST
-    if not manifest.exists():
-        job = JOBS.get(name, "cluster.pipeline")
-        raise InputError(
-            f"stage {reader} reads stage {name}, which {manifest.parent} does not have; "
-            f"make it first: python -m {job} run.name={cfg.run.name}"
-        )
-    return sha256(manifest)
+    folder = cfg.run.folder / name
+    if not (folder / MANIFEST).exists():
+        raise missing(cfg, reader, name)
+    try:
+        return key(folder)
+    except (AttributeError, Damaged) as error:
+        raise InputError(f"{folder / MANIFEST}: {error}; run.rebuild=true makes stage {name} again") from None
+
+
+def _unseal(folder: Path, manifest: dict[str, Any], intent: dict[str, Any], measured: Sequence[str]) -> None:
+    """A stage that is done becomes one that is made, and not measured yet."""
+    kept = {name: manifest[name] for name in ("code", "seconds", "started")}
+    kept["product"] = key(folder)
+    for what in ("files", "bytes"):
+        kept[what] = {name: value for name, value in manifest[what].items() if name not in measured}
+    intent["made"] = kept
+    write_json(folder / INTENT, intent)
+    (folder / MANIFEST).unlink()
+    fsync(folder)
 
 
 def _set_aside(folder: Path) -> None:
     free = next(n for n in count(1) if not folder.with_name(f"{folder.name}.replaced-{n}").exists())
     folder.rename(folder.with_name(f"{folder.name}.replaced-{free}"))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
-def _code() -> dict[str, str | None]:
-    """Which code made it: the git revision ('-dirty' when changed since) and the versions of what computes."""
-    try:
-        ask = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-        answer = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
-        revision = answer.stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        revision = None  # no git here, as in a container
-    found: dict[str, str | None] = {"revision": revision}
-    for package in ("ray", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found

@@ -19,18 +19,10 @@ from types import TracebackType
 from typing import Any
 
 from cluster import fault
-from cluster.storage import (
-    checkpoint_path,
-    digests,
-    drop_leftovers,
-    fsync,
-    prune,
-    publish,
-    read_json,
-    write_json,
-    write_manifest,
-)
-from conf.schema import Checkpoints, InputError, OnError
+from cluster.checkpoints import checkpoint_path, drop_leftovers, prune
+from cluster.storage import digests, fsync, publish, read_json, write_json, write_manifest
+from conf.errors import InputError
+from conf.knobs.training import Checkpoints, OnError
 
 _POLL = 0.02  # seconds
 
@@ -75,21 +67,34 @@ class Saver:
                 print(f"checkpoint not saved: {late}", file=sys.stderr)
         self._pool.shutdown()
 
-    def save(self, step: int, write: Callable[[Path], None], *, score: float | None = None) -> None:
+    def beside(self, size: int) -> bool:
+        """Whether a state of which a copy takes `size` bytes is to be written while training goes on."""
+        return self._cfg.asynchronous and size <= self._cfg.copy_gb * 1e9
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        score: float | None = None,
+        beside: bool = True,
+        interim: bool = False,
+    ) -> None:
         """Have `write` put this rank's files into the folder it is given, and commit the checkpoint of `step`.
 
-        With `cfg.asynchronous` it returns at once, and `write` must hold copies. The ranks' file names must differ. The
-        lowest `score` is the best. Raises what went wrong with the checkpoint before; see `wait`.
+        With `cfg.asynchronous`, and `beside`, it returns at once, and `write` must hold copies. The ranks' file names
+        must differ. The lowest `score` is the best. `interim`: see `checkpoint_path`. Raises what went wrong with the
+        checkpoint before; see `wait`.
         """
         self.wait()
         self._count += 1
-        final = checkpoint_path(self._folder, step)
+        final = checkpoint_path(self._folder, step, interim=interim)
         aside = final.with_name(f"{final.name}.{self._attempt}-{self._count}.tmp")
         if self._rank == 0:
             with self._refused(final):
                 drop_leftovers(self._folder, but=aside.name)
         task = partial(self._save, step, aside, final, write, score)
-        if self._cfg.asynchronous:
+        if self._cfg.asynchronous and beside:
             self._running = self._pool.submit(task)
         else:
             task()
@@ -160,9 +165,12 @@ class Saver:
             fault.at("save.written")
             share = digests(own)
             for name in share["files"]:
-                assert "/" not in name, f"{name}: a checkpoint has no folders"
-                (own / name).rename(aside / name)
-            fsync(aside)
+                place = aside / name
+                if place.parent != aside:  # a folder deep at most: of a role, such as learner/
+                    place.parent.mkdir(exist_ok=True)
+                (own / name).rename(place)
+            for folder in {(aside / name).parent for name in share["files"]} | {aside}:
+                fsync(folder)
         finally:
             shutil.rmtree(own, ignore_errors=True)  # where the disk is full, this makes room to say so
         return share

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, folders with a manifest, checkpoints that fall back.
+"""Files that are whole or absent: atomic writes, folders with a manifest.
 
 The order is everywhere the same: a temporary name, fsync, the manifest last, rename, fsync of the parent. A process
 killed at any moment leaves the old content or the new one; what it left under a temporary name is thrown away.
@@ -11,10 +11,8 @@ leaves must not cost a checkpoint.
 import hashlib
 import json
 import os
-import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,10 +80,16 @@ def contents(folder: Path, *, without: tuple[str, ...] = ()) -> list[Path]:
 
 def seal(folder: Path, extra: dict[str, Any] | None = None, *, without: tuple[str, ...] = ()) -> None:
     """Flush every file of `folder`, then write its manifest: `files` {relative path: sha256}, `bytes` and `extra`."""
+    drop_temporary(folder, without=without)
+    write_manifest(folder, {**(extra or {}), **digests(folder, without=without)})
+
+
+def drop_temporary(folder: Path, *, without: tuple[str, ...] = ()) -> None:
+    """Remove what has a temporary name in `folder`, but for what lies below the top-level names in `without`."""
     # Some lie inside others, and are gone by their turn.
     for leftover in sorted(folder.rglob("*.tmp")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    write_manifest(folder, {**(extra or {}), **digests(folder, without=without)})
+        if leftover.relative_to(folder).parts[0] not in without:  # others write there, perhaps now
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def digests(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
@@ -127,15 +131,18 @@ def _seal_of(body: dict[str, Any]) -> str:
 
 def verify(folder: str | Path, *, quick: bool = False) -> None:
     """Raise `Damaged`, naming the file, if one differs from the folder's manifest; `quick` compares only sizes."""
-    folder = Path(folder)
-    manifest = read_sealed(folder)
-    for name, size in manifest["bytes"].items():
+    verify_files(Path(folder), read_sealed(folder), quick=quick)
+
+
+def verify_files(folder: Path, record: Mapping[str, Any], *, quick: bool = False) -> None:
+    """Raise `Damaged`, naming the file, if one differs from what `digests` gave; `quick` compares only sizes."""
+    for name, size in record["bytes"].items():
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{path} is missing")
         if path.stat().st_size != size:
             raise Damaged(f"{path} has {path.stat().st_size} bytes, {size} were written")
-        if not quick and sha256(path) != manifest["files"][name]:
+        if not quick and sha256(path) != record["files"][name]:
             raise Damaged(f"{path} was changed after it was written: its sha256 differs from the manifest")
 
 
@@ -162,100 +169,18 @@ def publish(aside: Path, final: Path) -> None:
     """Give a sealed folder its name. What had the name is `.<name>.old` until then, so that there always is one."""
     old = final.with_name(f".{final.name}.old")
     if final.exists():
-        _drop(old)
+        drop(old)
         final.rename(old)
     aside.rename(final)
     fsync(final.parent)
     fault.at("save.renamed")
-    _drop(old)
+    drop(old)
 
 
-def checkpoint_path(folder: str | Path, step: int) -> Path:
-    return Path(folder) / f"step-{step:08d}"
-
-
-def save_checkpoint(folder: str | Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
-    """Commit the checkpoint of `step` as filled by `write`, then drop all but the newest `keep`. Returns its path."""
-    final = checkpoint_path(folder, step)
-    drop_leftovers(final.parent, but="")
-    with committed(final) as aside:
-        write(aside)
-    prune(final.parent, step, keep)
-    return final
-
-
-def prune(folder: Path, step: int, keep: int, *, every: int = 0, best: bool = False) -> None:
-    """Drop checkpoints but the newest `keep`, those whose step `every` divides and, if `best`, the lowest `score`.
-
-    The run has just saved `step`: what is there of later steps was passed over as damaged or given up by going back,
-    and is dropped as well.
-    """
-    drop_checkpoints(folder, after=step)
-    found = _checkpoints(folder)
-    kept = {path for place, (number, path) in enumerate(found) if place < keep or (every and number % every == 0)}
-    scores = [(score, number, path) for number, path in found if (score := _score(path)) is not None]
-    if best and scores:
-        kept.add(min(scores)[2])
-    for _, path in found:
-        if path not in kept:
-            _drop(path)
-    fault.at("save.pruned")
-
-
-def drop_checkpoints(folder: Path, *, after: int) -> None:
-    """Remove the checkpoints of later steps than `after`, the newest first."""
-    for step, path in _checkpoints(folder):
-        if step > after:
-            _drop(path)
-
-
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
+    """Remove the folder `path`, if it is there."""
     gone = path.with_name(path.name + ".tmp")
     shutil.rmtree(gone, ignore_errors=True)
     if path.exists():
-        path.rename(gone)  # at once: nothing looks like a damaged checkpoint if the removal is cut short
+        path.rename(gone)  # at once: nothing looks like a damaged folder if the removal is cut short
         shutil.rmtree(gone)
-
-
-def drop_leftovers(folder: Path, *, but: str) -> None:
-    """Remove what a killed process has left in `folder`, except for the unfinished checkpoint named `but`."""
-    for path in folder.glob("*step-*.tmp"):
-        if path.name != but:
-            shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".step-*.old"):
-        replaced = folder / path.name[1:].removesuffix(".old")
-        if replaced.exists():
-            _drop(path)
-        else:  # the kill came before its successor had the name
-            path.rename(replaced)
-
-
-def newest_checkpoint(folder: str | Path, *, at_most: int | None = None) -> tuple[int, Path] | None:
-    """The newest checkpoint that verifies, of a step up to `at_most` if given, as (step, folder).
-
-    Damaged ones are named on stderr and passed over.
-    """
-    for step, path in _checkpoints(Path(folder)):
-        if at_most is not None and step > at_most:
-            continue
-        try:
-            verify(path)
-        except Damaged as error:
-            print(f"checkpoint passed over: {error}", file=sys.stderr)
-        else:
-            return step, path
-    return None
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Newest first. Of a step that is being saved again, the one to be replaced comes second, if it is still there."""
-    found = [(re.fullmatch(r"(\.)?step-(\d+)(?(1)\.old)", path.name), path) for path in folder.glob("*step-*")]
-    ordered = sorted((-int(match[2]), bool(match[1]), path) for match, path in found if match)
-    return [(-step, path) for step, _, path in ordered]
-
-
-def _score(checkpoint: Path) -> float | None:
-    try:
-        return read_sealed(checkpoint).get("score")
-    except Damaged:
-        return None

@@ -1,152 +1,110 @@
-"""What a command line says about the knobs: the help text, and one line for each way in which a word can be wrong."""
+"""Words of a command line as hydra's grammar wants them: own names and texts in any script, a file's words, sweeps."""
 
-import difflib
-import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
-from functools import cache
-from pathlib import Path
-from typing import Any, get_origin
+from itertools import product
+from typing import Any
 
-from conf import schema
-from conf.schema import Config
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-_MUST = (  # what OmegaConf says, and what the value must be
-    (r"converted to Integer", "a whole number"),
-    (r"converted to Float", "a number"),
-    (r"not a valid bool", "true or false"),
-    (r"is not a ListConfig|is not a List", "a list: [a,b]"),
-    (r"is not Optional", "a value, not null"),
-)
+from conf.errors import InputError
+from conf.help import dict_knobs, groups, quoted
+
+# Hydra's names are ASCII, and those of tasks need not be: 诗 is $8bd7$ on its way through.
+_LETTER = re.compile(r"[^\x00-\x7f]")
+_CODED = re.compile(r"\$([0-9a-f]+)\$")
 
 
-def groups() -> dict[str, list[str]]:
-    """The choices of each group: {"model": ["base", "demo", ...], ...}."""
-    here = Path(__file__).parent
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(here.iterdir())
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    }
+def opened(words: list[str]) -> list[str]:
+    """The words as hydra can read them: a knob that is a dict takes new names without "+", a text of letters beyond
+    ASCII needs no quotes."""
+    return [_opened(word) for word in words]
 
 
-@cache
-def knobs() -> dict[str, tuple[Any, str]]:
-    """Every knob: {"optim.lr": (default, comment)}."""
-    return {name: (default, comment) for name, default, comment in _walk(Config, "")}
-
-
-@cache
-def dict_knobs() -> tuple[str, ...]:
-    return tuple(name for name, (default, _) in knobs().items() if isinstance(default, dict))
-
-
-def _walk(kind: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    made, comments = kind(), _comments(kind)
-    for item in fields(kind):
-        if is_dataclass(item.type):
-            yield from _walk(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]  # a class, not an instance
-        else:
-            yield prefix + item.name, getattr(made, item.name), comments.get(item.name, "")
-
-
-def _comments(kind: type) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for parent in reversed([kind, *(base for base in kind.__mro__[1:] if base.__module__ == schema.__name__)]):
-        found |= dict(re.findall(r"^    (\w+): [^#\n]*  # (.+)$", inspect.getsource(parent), re.MULTILINE))
-    return found
-
-
-def help_text(about: str, module: str) -> str:
-    """What `--help` prints: the job, how to call it, the groups and every knob with its default."""
-    lines = [about.strip(), "", f"usage: python -m {module} [group=choice ...] [knob=value ...]", "", "groups"]
-    lines += [f"  {group}={{{','.join(choices)}}}" for group, choices in groups().items()]
-    section = ""
-    for name, (default, comment) in knobs().items():
-        head, _, _ = name.partition(".")
-        if head != section:
-            section = head
-            lines += ["", head]
-        lines.append(f"  {name}={_shown(default)}".ljust(44) + (f"  {comment}" if comment else ""))
-    lines += ["", "--cfg job prints the resolved config; --hydra-help lists the other flags."]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, list):
-        return f"[{','.join(_shown(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{name}:{_shown(item)}' for name, item in value.items())}}}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def stray(tree: Mapping[str, Any]) -> str:
-    """Hydra's `+name=value` adds to the tree what nothing reads: the line that says so, or ''."""
-    for name in _names(tree, Config, ""):
-        return f"{name}: no such knob{_nearest(name)}; --help lists them all"
-    return ""
-
-
-def _names(tree: Mapping[str, Any], kind: type, prefix: str) -> Iterator[str]:
-    known = {item.name: item.type for item in fields(kind)}
-    for name, value in tree.items():
-        if name not in known:
-            yield prefix + name
-        elif is_dataclass(known[name]) and get_origin(known[name]) is None:
-            yield from _names(value, known[name], f"{prefix}{name}.")  # type: ignore[arg-type]
-
-
-def reason(error: Exception, words: list[str]) -> str:
-    """One line that names the wrong word and says what is wrong with it."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    text = " ".join(" ".join(str(link) for link in chain).split())
-    if nameless := next((word for word in words if word.lstrip("+~").startswith("=")), ""):
-        return f"{nameless}: no knob is named; write knob=value"
-    broken = getattr(error, "override", None)
-    if broken is not None:
-        return _unreadable(str(broken).lstrip("+~"))
-    if missing := re.search(r"Could not override '([^']+)'", text):
-        return f"{missing[1]}: no such knob{_nearest(missing[1])}; --help lists them all"
-    if choice := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        have = groups().get(choice[1], [])
-        return f"{choice[1]}={choice[2]}: no such choice; there are {', '.join(have)}"
-    named = re.search(r"full_key: ([\w.]+)", text) or re.search(r"argument '([\w.]+)=", text)
-    key = named[1] if named else ""
-    word = next((word.lstrip("+") for word in words if key and word.lstrip("+~").startswith(f"{key}=")), key)
-    if "does not support deletion" in text:
-        return f"~{key}: a knob cannot be taken away, only set"
-    if "Ambiguous value" in text:
-        return f"{word}: a list is written {key}=[a,b], a text with commas in quotes"
-    if "not a subclass of" in text:
-        return f"{word}: {key} is a section; set its knobs, such as {next(k for k in knobs() if k.startswith(key))}"
-    if expected := re.search(r"expected one of \[([^\]]+)\]", text):
-        return f"{word} must be one of {expected[1]}"
-    for pattern, must in _MUST:
-        if re.search(pattern, text):
-            return f"{word} must be {must}"
-    return f"{word}: {text}" if word else text
-
-
-def _unreadable(word: str) -> str:
+def _opened(word: str) -> str:
     name, equals, value = word.partition("=")
-    if equals:
-        return f"{word}: the value cannot be read; quote it: '{name}=\"{value}\"'"
-    if name in groups():
-        return f"{name}: which one? write {name}= and one of {', '.join(groups()[name])}"
-    if name in knobs():
-        return f"{name}: a value is missing; write {name}={_shown(knobs()[name][0])}"
-    return f"{name}: no such knob{_nearest(name)}; write knob=value, and --help lists the knobs"
+    known = name.startswith(tuple(f"{knob}." for knob in dict_knobs()))
+    if known or (name in dict_knobs() and value.startswith("{")):
+        name = f"++{_coded(name)}"
+    return name + equals + (value if value.isascii() else _spelled(value))
 
 
-def _nearest(name: str) -> str:
-    sections = {knob.partition(".")[0] for knob in knobs()}
-    known = [*knobs(), *groups(), *sections] if "." not in name else list(knobs())
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near = near or [knob for knob in knobs() if knob.endswith(f".{name}")][:1]  # the section was left out
-    return f"; did you mean {near[0]}?" if near else ""
+def decoded(text: str) -> str:
+    """The inverse of what happens to a name."""
+    return _CODED.sub(lambda code: chr(int(code[1], 16)), text)
+
+
+def _coded(name: str) -> str:
+    return _LETTER.sub(lambda letter: f"${ord(letter[0]):x}$", name)
+
+
+def _spelled(value: str) -> str:
+    """`value` with quotes around each text that needs them, within lists and dicts too; names in a dict are coded."""
+    out, inside = "", ""  # `inside`: the brackets that are open
+    for part in re.findall(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[][{}(),:]|[^][{}(),:"']+|.""", value, re.DOTALL):
+        if part in "[{(":
+            inside += part
+        elif part in "]})":
+            inside = inside[:-1]
+        if part.isascii() or part[0] in "\"'":
+            out += part
+        else:
+            out += quoted(part.strip())
+    # A text that goes on after a colon is one text; before one in a dict it is a name.
+    return re.sub(r'"([^"]*)":', lambda name: f"{_coded(name[1])}:", out) if "{" in value else out
+
+
+def file_words(words: list[str]) -> list[str]:
+    """The words that the file named by `run.config=` holds, to stand before those of the command line."""
+    given = [word.partition("=")[2] for word in words if word.lstrip("+").startswith("run.config=")]
+    path = given[-1].strip("\"'") if given else ""
+    if not path:
+        return []
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        raise InputError(f"run.config={path}: no such file; give the YAML of knobs that a sweep wrote") from None
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise InputError(f"run.config={path}: no YAML can be read here ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # the YAML library's own kinds, which nothing else here needs to know
+        raise InputError(f"run.config={path}: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping):
+        raise InputError(f"run.config={path} must hold knobs by section, such as optim: {{lr: 0.001}}")
+    return list(_leaf_words(tree, ""))
+
+
+def _leaf_words(tree: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaf_words(value, f"{prefix}{name}.")
+        else:
+            literal = str(value) if not prefix and name in groups() else written(value)
+            yield f"{prefix}{name}={literal}"
+
+
+def written(value: Any) -> str:
+    """A value as a word has it after "=", whatever it holds."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(written(item) for item in value)}]"
+    return str(value) if isinstance(value, int | float) else quoted(str(value))
+
+
+def combinations(words: list[str], loader: Any) -> list[tuple[list[str], list[str]]]:
+    """(all its words, those that set it apart) of each job of a sweep: every combination of the words' values, as
+    hydra's grammar has them: `a,b`, `choice(a,b)`, `range(1,9,2)`, `glob(*)`. `loader` knows the groups."""
+    choices: list[list[str]] = []
+    swept: list[int] = []
+    for place, override in enumerate(OverridesParser.create(config_loader=loader).parse_overrides(opened(words))):
+        if not override.is_sweep_override():
+            choices.append([words[place]])
+            continue
+        if not override.is_discrete_sweep():
+            raise InputError(f"{words[place]}: endless values; write some, such as {override.key_or_group}=a,b")
+        key = decoded(override.get_key_element().lstrip("+"))
+        choices.append([f"{key}={decoded(value)}" for value in override.sweep_string_iterator()])
+        swept.append(place)
+    return [(list(job), [job[place] for place in swept]) for job in product(*choices)]

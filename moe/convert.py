@@ -1,18 +1,28 @@
-"""Convert a checkpoint: any that `moe.parents` reads in, a Hugging Face folder or a GGUF file out, with a certificate.
+"""Convert a checkpoint: any that `moe.formats` reads in, a Hugging Face folder or a GGUF file out, with a certificate.
 
 python -m moe.convert convert.source=<folder or .gguf> convert.target=<folder> convert.forms=[hugging_face,gguf]
 A dense source becomes a mixture of experts: convert.upcycle=true parent.experts=4 parent.top_k=2
 """
 
+from conf.entry import early, job
+
+early(__name__)
+
 import json
+import os
+import shutil
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from conf.entry import job
-from conf.schema import Config, Form, InputError
-
-if TYPE_CHECKING:
-    from moe.decoder import Decoder
+from conf.errors import InputError
+from conf.knobs.model import Form
+from conf.schema import Config
+from moe.decoder import Decoder
+from moe.formats import certificate, checkpoints, gguf, hugging_face
+from moe.formats.upcycle import upcycle
+from moe.text.defaults import Defaults
 
 CERTIFICATE, GGUF = "certificate.json", "model.gguf"
 
@@ -20,16 +30,10 @@ CERTIFICATE, GGUF = "certificate.json", "model.gguf"
 @job
 def main(cfg: Config) -> dict[str, Any]:
     """Write `convert.target` and return its certificate. Nothing is left behind unless every form proves right."""
-    import os
-    import shutil
-    from dataclasses import asdict, replace
-
-    from moe import certificate, parents
-    from moe.upcycle import upcycle
 
     source, target = _places(cfg)
     parent = replace(cfg.parent, model=str(source))
-    model = parents.read(source)
+    model = checkpoints.read(source)
     if cfg.convert.upcycle != (model.cfg.experts == 1):
         raise InputError(
             f"convert.source={source} is a mixture of experts already; drop convert.upcycle=true"
@@ -53,10 +57,10 @@ def main(cfg: Config) -> dict[str, Any]:
     out = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         out.mkdir(parents=True)
-        tokenizer = parents.tokenizer_files(source)
-        written = [_write(model, form, source, tokenizer, out) for form in cfg.convert.forms]
+        defaults = checkpoints.defaults(source)
+        written = [_write(model, form, defaults, out, name=source.stem) for form in cfg.convert.forms]
         del model  # before the reloads: a large one fits into memory once
-        proofs = [certificate.certify(path, reference) for path in written]
+        proofs = [certificate.certify(path, reference, defaults.stop) for path in written]
         report["forms"] = [{"form": form.value, **proof} for form, proof in zip(cfg.convert.forms, proofs, strict=True)]
         (out / CERTIFICATE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
         out.rename(target)
@@ -81,24 +85,17 @@ def _places(cfg: Config) -> tuple[Path, Path]:
     return source, target
 
 
-def _write(model: "Decoder", form: Form, source: Path, tokenizer: dict[str, bytes], out: Path) -> Path:
+def _write(model: Decoder, form: Form, defaults: Defaults, out: Path, *, name: str) -> Path:
     """Write one form into `out` -> what to load."""
-    from moe import folder, parents
 
     if form is Form.gguf:
-        from moe import gguf
-
-        gguf.write(model, out / GGUF, tokenizer, name=source.stem)
+        gguf.write(model, out / GGUF, defaults, name=name)
         return out / GGUF
-    stop, pad = parents.ends(source)
-    folder.save(model, out, stop=stop, pad=pad)
-    for name, content in tokenizer.items():
-        (out / name).write_bytes(content)
+    hugging_face.save(model, out, defaults)
     return out
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
 
     found = {}
     for package in ("torch", "transformers", "safetensors", "gguf", "cyllama"):

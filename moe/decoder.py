@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from conf.schema import Compute, Model
-from moe.attention import Documents, attention
-from moe.config import LANGUAGE, Head
-from moe.experts import Backend, backend, torch_experts
-from moe.gemm import linear
-from moe.norm import Rope, norm_turn, rms_norm
+from conf.knobs.model import Compute, Model
+from moe.experts import Backend, backend
+from moe.kernels.attention import Documents, attention
+from moe.kernels.gemm import linear
+from moe.kernels.norm import Rope, norm_turn, rms_norm
+from moe.kernels.sorted_experts import torch_experts
 from moe.router import Routes, jittered, route
+
+Head = tuple[str, ...]  # what a model puts out: () the vocabulary, else the names of its scores, the total first
+LANGUAGE: Head = ()
+SCALAR: Head = ("total",)
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,14 @@ class Hidden:
     entropy: Tensor  # [layers] of its router, in nats
     cache: list[tuple[Tensor, Tensor]]  # per layer: keys and values [N, kv_heads, D]; empty under gradients
 
+    def at(self, positions: Tensor) -> Tensor:
+        """The states [n, H] at flat positions [n] of the batch's [B*T], each that of a real token."""
+        return self.states[torch.searchsorted(self.grid.index, positions)]
+
+    def before(self, positions: Tensor) -> Tensor:
+        """The states [n, H] just before flat positions [n]: those that predict the tokens there."""
+        return self.at(positions - 1)
+
 
 class Trunk(nn.Module):
     def __init__(self, cfg: Model, vocab_size: int) -> None:
@@ -212,11 +224,16 @@ class Decoder(nn.Module):
         else:
             self.score = nn.Linear(cfg.hidden_size, len(head), bias=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie, and what it is given must."""
+        return self.model.norm.weight.device
+
     def compute_with(self, cfg: Compute) -> "Decoder":
         """Choose how the experts are computed and what is kept for the backward pass; returns itself."""
         self.checkpointing = cfg.checkpointing
         for layer in self.model.blocks():
-            layer.mlp.backend = backend(cfg.experts, self.model.embed_tokens.weight.device)
+            layer.mlp.backend = backend(cfg.experts, self.device)
         return self
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Hidden:
@@ -267,7 +284,7 @@ def new_decoder(cfg: Model, vocab_size: int, *, head: Head = LANGUAGE, seed: int
     decoder = Decoder(cfg, vocab_size, head)
     residual = cfg.init_std / (2 * cfg.layers) ** 0.5
     for name, parameter in decoder.named_parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and not parameter.is_meta:
             into_residual = name.endswith(("o_proj.weight", "down_proj"))
             nn.init.normal_(parameter, std=residual if into_residual else cfg.init_std, generator=generator)
     return decoder

@@ -1,7 +1,7 @@
 """What a model costs: parameters, floating-point operations, bytes. Arithmetic alone: no torch is loaded.
 
 Bytes are those of tensors. On a CPU a process holds up to a quarter more, for buffers that are kept for the next step
-(`moe.allocator`) leave gaps in the heap.
+(`moe.kernels.allocator`) leave gaps in the heap.
 
 Letters: H hidden size, I inner width of an expert, E experts, k experts per token, V vocabulary, N tokens of a
 micro-batch on one device.
@@ -9,7 +9,8 @@ micro-batch on one device.
 
 from dataclasses import dataclass
 
-from conf.schema import Model, Optimizer
+from conf.knobs.model import Model
+from conf.knobs.training import Optimizer
 
 FULL, HALF = 4, 2  # bytes of fp32, and of bf16 or fp16
 TILE = 64  # rows to which an expert's share of the tokens is padded
@@ -27,7 +28,9 @@ class Work:
     half: bool = False  # matrix products in bf16 or fp16; weights and optimizer stay in fp32
     checkpointing: bool = False
     shards: int = 1  # devices over which weights, gradients and optimizer are split (FSDP2)
-    expert_parallel: int = 1  # devices over which the experts are spread
+    # Devices over which the experts are spread. With `shards` too these are split over the replicas of their owners: of
+    # every weight a device then holds 1/shards, and gathers of the experts only its own.
+    expert_parallel: int = 1
 
     @property
     def tokens(self) -> int:
@@ -85,7 +88,7 @@ def kept_by_a_block(cfg: Model, tokens: int, *, half: bool) -> dict[str, float]:
         "attention: x": tokens * hidden * product,
         "attention: heads before norm and rotation": tokens * (queries + 2 * keys) * FULL,
         "attention: heads": tokens * (queries + 2 * keys) * product,
-        "attention: mixed heads, in two layouts": tokens * 2 * queries * product,
+        "attention: mixed heads": tokens * queries * product,
         "attention: joined weights": hidden * (queries + 2 * keys) * product,
         "router: x": tokens * hidden * FULL,
         "router: logits and probabilities": tokens * 2 * cfg.experts * FULL,
@@ -106,7 +109,8 @@ def training_memory(cfg: Model, vocab: int, work: Work) -> dict[str, dict[str, f
     parts = parameters(cfg, vocab)
     experts = parts["experts"] / work.expert_parallel
     matrices = parts["attention"] + experts
-    total = sum(parts.values()) - parts["experts"] + experts
+    spread = work.expert_parallel if work.shards == 1 else 1  # what `shards` does not do already
+    total = sum(parts.values()) - parts["experts"] + parts["experts"] / spread
     product, stream = HALF if work.half else FULL, FULL * work.tokens * cfg.hidden_size
     muon = work.optimizer is Optimizer.muon
 
@@ -116,7 +120,7 @@ def training_memory(cfg: Model, vocab: int, work: Work) -> dict[str, dict[str, f
         activations = cfg.layers * stream + block
     always = {
         "weights": FULL * total / work.shards,
-        "optimizer": FULL * (2 * total - matrices if muon else 2 * total) / work.shards,
+        "optimizer": FULL * (2 * total - (parts["attention"] + parts["experts"] / spread) * muon) / work.shards,
     }
     if work.half:
         alive = 1 if work.shards > 1 or work.checkpointing else cfg.layers
@@ -134,7 +138,11 @@ def training_memory(cfg: Model, vocab: int, work: Work) -> dict[str, dict[str, f
         "residual stream": 3 * stream,
     }
     head = {"loss and head": 2 * FULL * parts["head"] + 2 * stream + 3 * FULL * CHUNK * vocab}
-    step = {"Muon's work": _muon_buffers(cfg, matrices) / work.shards} if muon else {}
+    step = (
+        {"Muon's work": _muon_buffers(cfg, parts["attention"] + parts["experts"] / spread) / work.shards}
+        if muon
+        else {}
+    )
     return {
         "loss": always | before | {"activations": activations} | head,
         "backward begins": always | first | {"activations": activations} | backward,
@@ -151,14 +159,25 @@ def _expert_buffers(cfg: Model, work: Work, size: int) -> float:
 
 
 def _muon_buffers(cfg: Model, matrices: float) -> float:
-    """The momentum ahead of every matrix, and the stack of the most of one shape: as it was, in bf16, orthogonal."""
-    per_expert, heads = 3 * cfg.hidden_size * cfg.expert_size, (2 * cfg.heads + 2 * cfg.kv_heads) * cfg.head_dim
-    share = cfg.experts * per_expert / (cfg.experts * per_expert + cfg.hidden_size * heads)
-    return matrices * (FULL + 2 / 3 * share * (2 * FULL + HALF))  # two thirds of the experts are gate and up
+    """The momentum ahead of every matrix, and of the most of one shape the stack, what a step of the iteration begins
+    and ends with, and two products of the shorter side. In fp32, as on a CPU; a GPU's iteration takes half as much."""
+    hidden, inner = cfg.hidden_size, cfg.expert_size
+    per_expert, heads = 3 * hidden * inner, (2 * cfg.heads + 2 * cfg.kv_heads) * cfg.head_dim
+    experts = matrices * cfg.experts * per_expert / (cfg.experts * per_expert + hidden * heads)
+    gate_up, products = 2 / 3 * experts, 2 * min(hidden, 2 * inner) ** 2 * experts / per_expert
+    return FULL * (matrices + 3 * gate_up + products)
 
 
 def peak(moments: dict[str, dict[str, float]]) -> float:
     return max(sum(parts.values()) for parts in moments.values())
+
+
+def peak_of(moments: dict[str, dict[str, float]], *, trained: float) -> float:
+    """The peak where only a share of the weights is trained: the others have neither gradient nor optimizer."""
+    own = ("optimizer", "gradients", "Muon's work")
+    return max(
+        sum(size * (trained if part in own else 1.0) for part, size in held.items()) for held in moments.values()
+    )
 
 
 def inference_memory(cfg: Model, vocab: int, *, sequences: int, half: bool) -> dict[str, float]:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe import native
-from moe.gemm import pad_rows, product, product_dtype
+from moe.kernels import native
+from moe.kernels.gemm import pad_rows, product, product_dtype
 
 
 def _cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:

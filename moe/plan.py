@@ -1,15 +1,22 @@
-"""Say what a model will need before it is trained: parameters, FLOPs, memory by part, and which plan fits.
+"""Say what a model will need before it is trained: which way of spreading it fits, in what memory, how fast.
 
-The model is `model`, a step takes `pretrain.batch_rows` rows of `tokens.row_length`, and there are `cluster.gpus` of
-what `gpu` describes.
+The model is `model`, or what `parent.model` becomes; a step takes `pretrain.batch_rows` rows of `tokens.row_length`, or
+`pretrain.batch_tokens`; and there are `cluster.gpus` of what `gpu` describes. `plan.detail=true` adds parameters, FLOPs
+and memory by part.
 """
+
+from conf.entry import early, job
+
+early(__name__)
+
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, gcd, isinf
 
-from conf.entry import job
-from conf.schema import Config, InputError, Precision
+from conf.errors import InputError
+from conf.knobs.model import Model, Precision
+from conf.schema import Config
 from moe.footprint import (
     Work,
     active_parameters,
@@ -22,7 +29,7 @@ from moe.footprint import (
     training_memory,
 )
 
-PRECISIONS = {"fp32": False, "bf16": True}  # bf16: with fp32 weights and optimizer in training
+HALVES = (Precision.bf16, Precision.fp16)  # with fp32 weights and optimizer in training
 Cells = Sequence[str]
 
 
@@ -37,35 +44,33 @@ class Way:
 
 @job
 def main(cfg: Config) -> None:
-    """Print the plan's tables."""
+    """Print the answer, and with `plan.detail` the tables behind it."""
     print(text(cfg))
 
 
 def text(cfg: Config) -> str:
-    """The whole plan. Raises `InputError` for a model that is known by its checkpoint only."""
-    if cfg.parent.model:
-        raise InputError(
-            f"parent.model={cfg.parent.model}: moe.plan reckons from model.*; give the parent's sizes there instead"
-        )
-    vocab = vocabulary(cfg)
-    half = cfg.compute.precision in (Precision.bf16, Precision.fp16)
-    shown = ways(cfg, half=half)
-    sections = {
-        f"Parameters (vocabulary of {vocab:,})": _parameters(cfg, vocab),
-        f"FLOPs per token, rows of {cfg.model.context:,}": _flops(cfg, vocab),
-        f"Training memory by part, one device, {'bf16' if half else 'fp32'}, {_batch(shown[0].work)}": _moments(
-            cfg, vocab, shown[0].work
-        ),
-        f"Training memory of one device, peak, of {cfg.gpu.memory}": _training(cfg, vocab),
-        f"Inference memory, {cfg.serve.slots} answers of {cfg.model.context:,} tokens": _inference(cfg, vocab),
-        "Tokens per expert": _experts(cfg, shown),
-        f"Speed at {cfg.gpu.mfu:.0%} of {cfg.gpu.tflops:g} TFLOP/s": _speed(cfg, vocab),
-    }
-    return "\n\n".join(f"{title}\n{'-' * len(title)}\n{body}" for title, body in sections.items())
+    """All that `main` prints. Raises `InputError` for a batch that the devices cannot share."""
+    model, vocab = shape(cfg)
+    cfg = replace(cfg, model=model)
+    precision = cfg.compute.precision
+    half, name = precision in HALVES, "fp32" if precision is Precision.auto else precision.value
+    return "\n\n".join(
+        [_answer(cfg, vocab, half=half, precision=name), *(_detail(cfg, vocab) if cfg.plan.detail else [])]
+    )
 
 
-def vocabulary(cfg: Config) -> int:
-    return ceil(cfg.tokenizer.vocab_size / 128) * 128
+def shape(cfg: Config) -> tuple[Model, int]:
+    """(model, rows of vocabulary): of `model` or of the parent, with what the tokenizer will add to it at most."""
+    if not cfg.parent.model:
+        return cfg.model, _padded(cfg.tokenizer.vocab_size)
+    from moe.formats import checkpoints  # which loads torch
+
+    model, rows = checkpoints.shape(cfg.parent)
+    return model, _padded(rows + cfg.tokenizer.extend) if cfg.tokenizer.extend else rows
+
+
+def _padded(pieces: int) -> int:
+    return ceil(pieces / 128) * 128
 
 
 def devices(cfg: Config) -> int:
@@ -78,14 +83,16 @@ def ways(cfg: Config, *, half: bool) -> list[Way]:
     Raises `InputError` for a batch that the devices cannot share.
     """
     count, fit = devices(cfg), cfg.pretrain
-    if fit.batch_rows % (count * fit.accumulate):
-        fix = ceil(fit.batch_rows / (count * fit.accumulate)) * count * fit.accumulate
+    rows = fit.rows(cfg.tokens.row_length)
+    if rows % (count * fit.accumulate):
+        fix = ceil(rows / (count * fit.accumulate)) * count * fit.accumulate
+        knob, given = ("batch_tokens", fit.batch_tokens) if fit.batch_tokens else ("batch_rows", fit.batch_rows)
         raise InputError(
-            f"pretrain.batch_rows={fit.batch_rows} must divide by {count} GPUs x pretrain.accumulate={fit.accumulate}; "
-            f"try pretrain.batch_rows={fix}"
+            f"pretrain.{knob}={given} must divide by {count} GPUs x pretrain.accumulate={fit.accumulate}; "
+            f"try pretrain.{knob}={fix * cfg.tokens.row_length if fit.batch_tokens else fix}"
         )
     one = Work(
-        rows=fit.batch_rows // fit.accumulate,
+        rows=rows // fit.accumulate,
         length=cfg.tokens.row_length,
         optimizer=cfg.optim.kind,
         accumulate=fit.accumulate,
@@ -96,22 +103,40 @@ def ways(cfg: Config, *, half: bool) -> list[Way]:
     if count > 1:
         share = replace(one, rows=one.rows // count)
         spread = cfg.cluster.expert_parallel if cfg.cluster.expert_parallel > 1 else gcd(count, cfg.model.experts)
-        data = f"cluster.workers={count}"
+        data, split = f"cluster.workers={count}", "cluster.shard=true"
         found += [
             Way(f"data parallel x{count}", data, share),
-            Way(f"sharded x{count}", f"{data} cluster.shard=true", replace(share, shards=count)),
+            Way(f"sharded x{count}", f"{data} {split}", replace(share, shards=count)),
         ]
         if spread > 1:
-            knobs = f"{data} cluster.expert_parallel={spread}"
-            found.append(Way(f"experts over {spread}", knobs, replace(share, expert_parallel=spread)))
+            knobs, over = f"{data} cluster.expert_parallel={spread}", replace(share, expert_parallel=spread)
+            found.append(Way(f"experts over {spread}", knobs, over))
+            found.append(
+                Way(f"experts over {spread}, sharded x{count}", f"{knobs} {split}", replace(over, shards=count))
+            )
     return found
 
 
-def fitting(cfg: Config, vocab: int, way: Way) -> str:
-    """That it fits, or the least change with which it does: what to set, in words."""
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a way fits, and the least change with which it does."""
+
+    work: Work  # with the change
+    change: str = ""  # what to set, or where nothing helps what else to do
+    fits: bool = True  # with the change, if there is one
+
+    @property
+    def told(self) -> str:
+        if not self.fits:
+            return f"too large for any batch: {self.change}"
+        return f"too large; fits with {self.change}" if self.change else "fits"
+
+
+def fitting(cfg: Config, vocab: int, way: Way) -> Verdict:
+    """What becomes of a way on devices of `gpu.memory`."""
     limit = cfg.gpu.bytes
     if peak(training_memory(cfg.model, vocab, way.work)) <= limit:
-        return "fits"
+        return Verdict(way.work)
     changes = []
     for checkpointing in (way.work.checkpointing, True):
         rows, accumulate = way.work.rows, way.work.accumulate
@@ -120,12 +145,13 @@ def fitting(cfg: Config, vocab: int, way: Way) -> str:
             if peak(training_memory(cfg.model, vocab, work)) <= limit:
                 changes.append("compute.checkpointing=true" if checkpointing != way.work.checkpointing else "")
                 changes.append(f"pretrain.accumulate={accumulate}" if accumulate != way.work.accumulate else "")
-                return f"too large; fits with {' '.join(filter(None, changes))}"
+                change = " ".join(filter(None, changes))
+                return Verdict(work, change)
             if rows == 1:
                 break
             rows, accumulate = ceil(rows / 2), accumulate * 2
     remedy = "more cluster.gpus" if way.work.shards > 1 else "cluster.shard=true on more cluster.gpus"
-    return f"too large for any batch: {remedy}, or fewer model.experts"
+    return Verdict(way.work, f"{remedy}, or fewer model.experts", fits=False)
 
 
 def table(head: Cells, rows: Iterable[Cells]) -> str:
@@ -140,6 +166,63 @@ def table(head: Cells, rows: Iterable[Cells]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _answer(cfg: Config, vocab: int, *, half: bool, precision: str) -> str:
+    """The one table: each way to train, and serving."""
+    shown, count = ways(cfg, half=half), devices(cfg)
+    rows = []
+    for way in shown:
+        found = fitting(cfg, vocab, way)
+        size = peak(training_memory(cfg.model, vocab, found.work))
+        rate = speed(cfg, vocab, 1 if way is shown[0] else count, checkpointing=found.work.checkpointing)
+        verdict, fast = ("fits", f"{rate:,.0f}") if found.fits else ("too large", "")
+        words = f"{way.knobs} {found.change}".strip() if found.fits else found.change
+        rows.append((way.name, _batch(found.work), _size(size), verdict, fast, words))
+    parts = inference_memory(cfg.model, vocab, sequences=cfg.serve.slots, half=half)
+    whole = sum(parts.values())
+    served = f"{cfg.serve.slots} x {cfg.model.context:,}"
+    rows.append(
+        ("serving, one device", served, _size(whole), "fits" if whole <= cfg.gpu.bytes else "too large", "", "")
+    )
+    all_of, active = (sum(of(cfg.model, vocab).values()) for of in (parameters, active_parameters))
+    step, length = cfg.pretrain.rows(cfg.tokens.row_length), cfg.tokens.row_length
+    title = (
+        f"{_count(all_of)} parameters, {_count(active)} active; {precision}; a step of {step} x {length:,} = "
+        f"{step * length:,} tokens; {count} x {cfg.gpu.memory}"
+    )
+    note = f"tokens/s: {cfg.gpu.mfu:.0%} of {count} x {cfg.gpu.tflops:g} TFLOP/s (gpu.mfu), an assumption."
+    more = "" if cfg.plan.detail else " plan.detail=true shows where the memory goes."
+    head = ("", "micro-batch", "memory", "", "tokens/s", "with")
+    return f"{title}\n\n{table(head, rows)}\n\n{note}{more}"
+
+
+def _detail(cfg: Config, vocab: int) -> list[str]:
+    half = cfg.compute.precision in HALVES
+    shown, names = ways(cfg, half=half), _precisions(cfg)
+    sections = {
+        f"Parameters (vocabulary of {vocab:,})": _parameters(cfg, vocab),
+        f"FLOPs per token, rows of {cfg.model.context:,}": _flops(cfg, vocab),
+        f"Training memory by part, one device, {names[half]}, {_batch(shown[0].work)}": _moments(
+            cfg, vocab, shown[0].work
+        ),
+        f"Training memory of one device, peak, of {cfg.gpu.memory}": _training(cfg, vocab),
+        f"Inference memory, {cfg.serve.slots} answers of {cfg.model.context:,} tokens": _inference(cfg, vocab),
+        "Tokens per expert": _experts(cfg, shown),
+        f"Speed at {cfg.gpu.mfu:.0%} of {cfg.gpu.tflops:g} TFLOP/s": _speed(cfg, vocab),
+    }
+    return [f"{title}\n{'-' * len(title)}\n{body}" for title, body in sections.items()]
+
+
+def _precisions(cfg: Config) -> dict[bool, str]:
+    """The names of full and half precision."""
+    return {False: "fp32", True: "fp16" if cfg.compute.precision is Precision.fp16 else "bf16"}
+
+
+def speed(cfg: Config, vocab: int, count: int, *, checkpointing: bool) -> float:
+    """Tokens a second of so many devices. `gpu.mfu` of what they can do is computed, also what is computed twice."""
+    each = training_flops(cfg.model, vocab, checkpointing=checkpointing)
+    return count * cfg.gpu.tflops * 1e12 * cfg.gpu.mfu / each
 
 
 def _parameters(cfg: Config, vocab: int) -> str:
@@ -169,19 +252,19 @@ def _moments(cfg: Config, vocab: int, work: Work) -> str:
 
 def _training(cfg: Config, vocab: int) -> str:
     rows = []
-    for precision, half in PRECISIONS.items():
+    for half, precision in _precisions(cfg).items():
         for way in ways(cfg, half=half):
             both = (replace(way.work, checkpointing=on) for on in (False, True))
             peaks = (_size(peak(training_memory(cfg.model, vocab, work))) for work in both)
-            rows.append((precision, way.name, _batch(way.work), *peaks, fitting(cfg, vocab, way)))
+            rows.append((precision, way.name, _batch(way.work), *peaks, fitting(cfg, vocab, way).told))
     knobs = [f"{way.name}: {way.knobs}" for way in ways(cfg, half=False) if way.knobs]
-    note = "Tensors alone; on a CPU the freed buffers that moe.allocator keeps take up to a quarter more."
+    note = "Tensors alone; on a CPU the freed buffers that moe.kernels.allocator keeps take up to a quarter more."
     return "\n".join([table(("", "plan", "micro-batch", "peak", "checkpointing", ""), rows), *knobs, note])
 
 
 def _inference(cfg: Config, vocab: int) -> str:
     rows = []
-    for precision, half in PRECISIONS.items():
+    for half, precision in _precisions(cfg).items():
         parts = inference_memory(cfg.model, vocab, sequences=cfg.serve.slots, half=half)
         whole = sum(parts.values())
         rest = cfg.gpu.bytes - (whole - parts["KV cache"])
@@ -214,12 +297,14 @@ def _experts(cfg: Config, shown: Sequence[Way]) -> str:
 
 
 def _speed(cfg: Config, vocab: int) -> str:
-    each = training_flops(cfg.model, vocab, checkpointing=cfg.compute.checkpointing)
-    rate = devices(cfg) * cfg.gpu.tflops * 1e12 * cfg.gpu.mfu / each
-    step = cfg.pretrain.batch_rows * cfg.tokens.row_length
+    again = cfg.compute.checkpointing
+    needed, computed = (training_flops(cfg.model, vocab, checkpointing=on) for on in (False, again))
+    rate = speed(cfg, vocab, devices(cfg), checkpointing=again)
+    step = cfg.pretrain.rows(cfg.tokens.row_length) * cfg.tokens.row_length
+    shares = f"hfu {cfg.gpu.mfu:.0%}, mfu {cfg.gpu.mfu * needed / computed:.0%}" if again else f"mfu {cfg.gpu.mfu:.0%}"
     return (
         f"{devices(cfg)} x GPU: {rate:,.0f} tokens/s, {step / rate:.3g} s for a step of {step:,} tokens, "
-        f"{1e9 / rate / 3600:.3g} h for 10^9 tokens. An assumption (gpu.mfu), not a measurement."
+        f"{1e9 / rate / 3600:.3g} h for 10^9 tokens ({shares}). An assumption (gpu.mfu), not a measurement."
     )
 
 

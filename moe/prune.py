@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from conf.schema import InputError
+from conf.errors import InputError
 from moe.decoder import Decoder
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def token_rewards(earned: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """What the judge gave at each token, less the KL penalty there (Ouyang et al. 2022, eq. 2) -> [B, T]."""
+    """What was earned at each token, less the KL penalty there (Ouyang et al. 2022, eq. 2) -> [B, T]."""
     return (earned - kl_coef * (logprobs - reference)) * mask
 
 
@@ -48,9 +48,11 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    loss: Tensor  # [] mean over the tokens
-    clip_fraction: Tensor  # [] share of tokens whose clipped term was the smaller one
-    kl: Tensor  # [] mean of old - new log-probs: a first-order estimate of KL(old || new)
+    """Sums over the tokens, of which a micro-batch may have none."""
+
+    loss: Tensor  # []
+    clipped: Tensor  # [] tokens whose clipped term was the smaller one
+    kl: Tensor  # [] old - new log-probs: a first-order estimate of KL(old || new)
 
 
 def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
@@ -59,14 +61,21 @@ def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Po
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
     return PolicyLoss(
-        torch.maximum(plain, clipped).mean(), (clipped > plain).float().mean().detach(), (old - new).mean().detach()
+        torch.maximum(plain, clipped).sum(), (clipped > plain).float().sum().detach(), (old - new).sum().detach()
     )
 
 
+def distance(new: Tensor, reference: Tensor) -> Tensor:
+    """An estimate of KL(new || reference) at each token [M] that is never below 0 (Schulman 2020, k3)."""
+    apart = reference - new
+    return apart.exp() - apart - 1.0
+
+
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the squared error of the value [M], or of the value clipped to within `clip` of the old if that is worse."""
+    """Half the squared error of the value [M], or of the value clipped to within `clip` of the old if that is worse,
+    summed over the tokens."""
     clipped = old + (new - old).clamp(-clip, clip)
-    return 0.5 * torch.maximum((new - returns).square(), (clipped - returns).square()).mean()
+    return 0.5 * torch.maximum((new - returns).square(), (clipped - returns).square()).sum()
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -1,7 +1,8 @@
 """What crosses between the actors of the PPO graph. Every message says which policy version made it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Response:
+    """An answer, as a rollout actor gave it."""
+
     key: Key
     prompt: list[int]
     answer: list[int]  # the stop token included
@@ -40,13 +43,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as padded rows: prompt, then answer, then padding."""
+    """Responses as padded rows: prompt, then answer, then padding."""
 
     version: int
     tokens: Tensor  # [B, T] int64
     segments: Tensor  # [B, T] int64, 1 where there is a token
     mask: Tensor  # [B, T] float, 1 at the answer's tokens
     logprobs: Tensor  # [B, T] of the policy that answered, 0 outside the mask
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """As `moe.training.objectives` names them."""
+        return {"tokens": self.tokens, "segments": self.segments, "loss": self.mask, "logprobs": self.logprobs}
+
+    def to(self, device: torch.device) -> "Batch":
+        parts = (self.tokens, self.segments, self.mask, self.logprobs)
+        return Batch(self.version, *(part.to(device) for part in parts))
 
     def rows(self, index: Tensor) -> "Batch":
         """Some of the rows, without the columns that only padding is left in."""
@@ -55,18 +67,38 @@ class Batch:
         return Batch(self.version, *(part[index, :width] for part in parts))
 
 
-def pad(samples: Sequence[Sample]) -> Batch:
-    """Rows in the order of the samples. All must come from one policy version."""
-    versions = {sample.key.version for sample in samples}
-    assert len(versions) == 1, f"samples of several policy versions: {sorted(versions)}"
-    width = max(len(sample.prompt) + len(sample.answer) for sample in samples)
-    tokens = torch.zeros(len(samples), width, dtype=torch.long)
-    segments, mask = torch.zeros_like(tokens), torch.zeros(len(samples), width)
+def pad(responses: Sequence[Response]) -> Batch:
+    """Rows in the order of the responses. All must come from one policy version."""
+    versions = {response.key.version for response in responses}
+    assert len(versions) == 1, f"responses of several policy versions: {sorted(versions)}"
+    width = max(len(response.prompt) + len(response.answer) for response in responses)
+    tokens = torch.zeros(len(responses), width, dtype=torch.long)
+    segments, mask = torch.zeros_like(tokens), torch.zeros(len(responses), width)
     logprobs = torch.zeros_like(mask)
-    for row, sample in enumerate(samples):
-        start, stop = len(sample.prompt), len(sample.prompt) + len(sample.answer)
-        tokens[row, :stop] = torch.tensor(sample.prompt + sample.answer)
+    for row, response in enumerate(responses):
+        start, stop = len(response.prompt), len(response.prompt) + len(response.answer)
+        tokens[row, :stop] = torch.tensor(response.prompt + response.answer)
         segments[row, :stop] = 1
         mask[row, start:stop] = 1
-        logprobs[row, start:stop] = torch.tensor(sample.logprobs)
+        logprobs[row, start:stop] = torch.tensor(response.logprobs)
     return Batch(versions.pop(), tokens, segments, mask, logprobs)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A policy's weights under their names in a Hugging Face folder, as one array: one message, one copy."""
+
+    version: int
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) in the order of the array
+    flat: np.ndarray  # float32
+
+    @classmethod
+    def of(cls, version: int, tensors: Mapping[str, Tensor]) -> "Weights":
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
+        return cls(version, shapes, torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu().numpy())
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of each; the tensors are parts of one copy."""
+        parts = torch.from_numpy(self.flat.copy()).split([prod(shape) for _, shape in self.shapes])
+        for (name, shape), part in zip(self.shapes, parts, strict=True):
+            yield name, part.view(shape)

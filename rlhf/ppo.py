@@ -1,167 +1,225 @@
-"""Reinforcement learning by PPO on a graph of Ray actors: rollout, judge, reference, critic, learner."""
+"""Reinforcement learning on a graph of Ray actors: rollout, reward, reference, learner, and a critic for PPO.
 
+`ppo.advantages=gae` is PPO, `group` is GRPO, `leave_one_out` is RLOO; what an answer earns is in `rlhf.rewards`.
+"""
+
+from conf.entry import early, job
+
+early(__name__)
+
+import os
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from conf.entry import job
-from conf.schema import Config, InputError
+import torch
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from cluster.checkpoints import newest_checkpoint, newest_step
+from cluster.connect import connect, on_worker
+from cluster.progress import follow
+from cluster.run import make, model_stage, open_stage, present
+from cluster.saver import Saver
+from cluster.stopping import Request, deferred
+from cluster.storage import write_json
+from cluster.tracking.tracker import Tracker
+from conf.errors import InputError
+from conf.knobs.alignment import KlIn, Ppo, Start
+from conf.knobs.model import Precision
+from conf.schema import Config
+from moe.formats import hugging_face
+from moe.generation.engine import Sampling
+from moe.tasks.measure import read_task_file
+from moe.tasks.task import Verdict
+from moe.text.tokenizer import Tokenizer
+from rlhf import closing as measured
+from rlhf import rewards
+from rlhf.advantages import ADVANTAGES
+from rlhf.calls import ActorFailed
+from rlhf.graph import Graph, start
+from rlhf.losses import token_rewards
+from rlhf.messages import Response, pad
+from rlhf.replay import tasks_of
+from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics, to_look_at
+from rlhf.rollouts import Query, admit, fitting, groups
+from rlhf.selection import widest
 
-    from cluster.tracker import Tracker
-    from conf.schema import Ppo
-    from moe.decoder import Decoder
-    from moe.tokenizer import Tokenizer
-    from rlhf.graph import Graph
+KEEP = 2  # checkpoints
+MEASURED = ("answers.json", "samples.json")  # files that the closing measurement writes
+
+
+def reads(cfg: Config, there: Collection[str]) -> list[str]:
+    """The base model is only shown beside the others, and so is the chat model where rl starts from another."""
+    shown = ["base"] if "base" in there else []
+    started = [] if cfg.ppo.start is Start.chat else [cfg.ppo.start.value]
+    scored = ["reward"] if "model" in cfg.ppo.weights else []
+    return [*shown, model_stage(cfg, "chat", there), *started, "tasks", *scored]
+
+
+def check(cfg: Config) -> None:
+    """Raise `InputError` for a reward or a precision that cannot be."""
+    rewards.check(cfg.ppo.rewards)
+    precision(cfg)
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Read the chat and reward stages, write the rl model; returns the rules' metrics on held-out queries."""
-    from cluster.connect import connect
-    from cluster.progress import follow
-    from cluster.run import open_stage, read_manifest
-    from cluster.storage import newest_checkpoint, write_json
-    from cluster.tracker import Tracker
-    from moe import folder
-    from moe.evaluation import answers, read_queries, side_by_side
-    from moe.tokenizer import Tokenizer
-    from rlhf.graph import start
-
-    settings = {"ppo": cfg.ppo, "pipeline.samples": cfg.pipeline.samples, **cfg.evaluate.measure()}
-    with open_stage(cfg, "rl", reads=["base", "chat", "reward", "tasks"], settings=settings) as stage:
+    """Read the chat (or parent) and tasks stages, that of `ppo.start`, and reward where the reward has a model; write
+    the rl model; returns the domain's measures on held-out queries."""
+    check(cfg)
+    scored = "model" in cfg.ppo.weights
+    settings = {
+        "ppo": {**{name: getattr(cfg.ppo, name) for name in cfg.ppo.__dataclass_fields__}, "rewards": cfg.ppo.weights},
+        "compute.precision": cfg.compute.precision,
+        "pipeline.samples": cfg.pipeline.samples,
+        **cfg.evaluate.measure(),
+    }
+    if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
+        make(cfg, "parent")
+    needs = reads(cfg, present(cfg))
+    longer = partial(lengthened, cfg.ppo)
+    with open_stage(cfg, "rl", reads=needs, settings=settings, measured=MEASURED, longer=longer) as stage:
         if stage.done:
             return stage.metrics
-        connect(cfg.cluster)
-        chat, reward, tasks = (stage.input(name) for name in ("chat", "reward", "tasks"))
+        chat, tasks = stage.input(origin), stage.input("tasks")
+        folders = {"base": stage.input("base")} if "base" in needs else {}
+        folders |= {"chat": chat}
+        folders |= {name: stage.input(name) for name in needs if name == cfg.ppo.start.value}
+        folders |= {"rl": stage.folder}
         tokenizer = Tokenizer.load(chat)
-        if tokenizer.digest != Tokenizer.load(reward).digest:
-            raise InputError(f"{reward}: the reward model has another tokenizer than {chat}; make both in one run")
-        scores = read_manifest(reward)["metrics"]
-        queries = read_queries(tasks / "prompts.jsonl")
-        found = newest_checkpoint(stage.folder / "checkpoints")
-        first = found[0] if found else 0
-        graph = start(
-            chat=chat,
-            reward=reward,
-            tasks=tasks,
-            mean=scores["score_mean"],
-            std=scores["score_std"],
-            cfg=cfg.ppo,
-            cluster=cfg.cluster,
-            seed=cfg.run.seed,
+        if cfg.ppo.replay:
+            tasks_of(tasks / "train.jsonl", cfg.ppo.replay_tasks)
+        queries = fitting(
+            read_task_file(tasks / "prompts.jsonl"),
+            tokenizer,
+            context=hugging_face.load_config(chat).context,
+            answer=cfg.ppo.max_new_tokens,
+            knob="ppo.max_new_tokens",
         )
-        with (
-            closing(graph),
-            follow(stage.folder, "rl", cfg.ppo.iterations, show=("rl/reward", "rl/form_ok", "rl/rhyme_ok", "rl/kl")),
-            Tracker(stage.folder, cfg.tracker, run=cfg.run.name, stage="rl", step=first) as tracker,
-        ):
-            if found:
-                graph.load(found[1], version=first)
-            loop(graph, queries, tokenizer, tracker, cfg.ppo, stage.folder, first=first, seed=cfg.run.seed)
-            graph.export(stage.folder)
-        tokenizer.save(stage.folder)
-        models = {name: folder.load(path) for name, path in (("base", stage.input("base")), ("chat", chat))}
-        models["rl"] = folder.load(stage.folder)
-        metrics, shown = answers(models["rl"], tokenizer, tasks, cfg.evaluate, seed=cfg.run.seed)
-        metrics["kl_per_answer"] = kl_per_answer(models, tokenizer, queries[: cfg.evaluate.prompts], cfg)
-        write_json(stage.folder / "answers.json", shown)
-        samples = side_by_side(models, tokenizer, tasks, cfg.evaluate, count=cfg.pipeline.samples)
+        connect(cfg.cluster)
+        if not stage.made:
+            reward, scale = rewards.scored_by(stage.input("reward"), tokenizer) if scored else (None, None)
+            begin = folders[cfg.ppo.start.value]
+            graph = start(cfg, chat=begin, tasks=tasks, reward=reward, scale=scale, precision=precision(cfg))
+            with closing(graph):
+                learn(graph, queries, tokenizer, cfg, stage.folder)
+                graph.export(stage.folder)
+        metrics, answers, samples = on_worker(
+            cfg.cluster, measured.of_rl, folders, tasks, queries, cfg, within=cfg.evaluate.timeout
+        )
+        write_json(stage.folder / "answers.json", answers)
         write_json(stage.folder / "samples.json", samples)
         return stage.finish(metrics)
 
 
+def lengthened(cfg: Ppo, before: Mapping[str, Any], step: int) -> str:
+    """Why a stage that has saved iteration `step` cannot go on to `ppo.iterations`. No iteration knows how many there
+    are, so that more of them are what they would have been from the start."""
+    return "" if step <= cfg.iterations else f"it has saved iteration {step}"
+
+
+def precision(cfg: Config) -> Precision:
+    """In what learner and critic multiply. Rollouts decode in fp32, so the learner does too unless told otherwise."""
+    if cfg.compute.precision is Precision.fp16:
+        raise InputError("compute.precision=fp16: the stage rl scales no losses, which fp16 needs; try bf16 or fp32")
+    return Precision.fp32 if cfg.compute.precision is Precision.auto else cfg.compute.precision
+
+
+def learn(graph: Graph, queries: Sequence[Query], tokenizer: Tokenizer, cfg: Config, folder: Path) -> None:
+    """From the newest checkpoint to the last iteration."""
+    found = newest_checkpoint(folder / "checkpoints")
+    first = found[0] if found else 0
+    show = ("rl/reward", "rl/rules/mean", "rl/kl", "response_length/mean")
+    checkpoints = folder / "checkpoints"
+    saver = Saver(
+        checkpoints,
+        cfg.checkpoints,
+        keep=KEEP,
+        rank=0,
+        world=1,
+        attempt=os.urandom(6).hex(),
+        deadline=cfg.ppo.timeout,
+    )
+    with deferred(checkpoints) as request:
+        with (
+            follow(folder, "rl", cfg.ppo.iterations, show=show) as seen,
+            Tracker(folder, step=first) as tracker,
+            saver,
+        ):
+            seen.begin(first, "begins")
+            if found:
+                graph.load(found[1], version=first)
+            try:
+                sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
+                loop(graph, queries, tokenizer, tracker, saver, cfg.ppo, request, **sizes)
+            except ActorFailed as failed:
+                raise ActorFailed(f"{failed}; the same command continues from the newest checkpoint") from failed
+        step = newest_step(checkpoints)
+        request.where = f"at iteration {step}; saved" if step else "in its first iteration"
+
+
 def loop(
-    graph: "Graph",
-    queries: list[dict[str, Any]],
-    tokenizer: "Tokenizer",
-    tracker: "Tracker",
-    cfg: "Ppo",
-    folder: "Path",
+    graph: Graph,
+    queries: Sequence[Query],
+    tokenizer: Tokenizer,
+    tracker: Tracker,
+    saver: Saver,
+    cfg: Ppo,
+    request: Request,
     *,
     first: int,
     seed: int,
+    samples: int,
 ) -> None:
-    """PPO from iteration `first`. Iteration i is made by policy version i and makes version i + 1."""
-    from cluster.storage import save_checkpoint
-    from moe.engine import Sampling
-    from rlhf.losses import gae, token_rewards, whiten
-    from rlhf.messages import pad
-    from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics
-    from rlhf.selection import widest
-
+    """PPO from iteration `first` until the last, or a `request` to end. Iteration i is made by policy version i and
+    makes version i + 1; so many `samples` of its answers are logged with it."""
     sampling = Sampling(cfg.max_new_tokens)  # temperature 1 and no truncation: the ratio is then exact
+    kl_coef = cfg.kl_coef if cfg.kl_in is KlIn.reward else 0.0
     for iteration in range(first, cfg.iterations + 1):  # one extra turn: the final save
         last = iteration == cfg.iterations
-        if iteration > first and (last or iteration % cfg.save_every == 0):
-            save_checkpoint(folder / "checkpoints", iteration, graph.save, keep=2)
-        if last:
+        usual = last or iteration % cfg.save_every == 0
+        if iteration > first and (usual or request):
+            tracker.sync()
+            saver.save(iteration, graph.writer(), interim=not usual)
+        if last or request:
             break
         watch = Stopwatch()
-        graph.broadcast(version=iteration)
+        graph.broadcast()
         watch.lap("update_weights")
-        asked, requests = admit(queries, tokenizer, cfg, iteration, seed)
-        samples = graph.rollout(requests, sampling)
+        asked, requests = admit(queries, cfg, iteration, seed)
+        responses = graph.rollout(requests, sampling)
         watch.lap("gen")
-        stats = answer_metrics(asked, samples, tokenizer)
-        kept = widest([sample.key.query for sample in samples], graph.rules(asked, samples), cfg.keep)
-        asked, samples = [asked[i] for i in kept], [samples[i] for i in kept]
-        batch = pad(samples)
-        scores, reference, values = graph.assess(asked, samples, batch)
+        verdicts = graph.judge(asked, responses)
+        texts = [tokenizer.decode(response.answer) for response in responses]
+        stats, shown = answer_metrics(verdicts, responses, texts), to_look_at(asked, texts, verdicts, samples)
+        same = groups(requests, cfg)
+        kept = widest(same, worth(graph, responses, verdicts, cfg), cfg.keep)
+        same = [same[place] for place in kept]
+        responses, verdicts = [responses[place] for place in kept], [verdicts[place] for place in kept]
+        batch = pad(responses)
+        said = graph.assess(batch)
         watch.lap("assess")
-        rewards = token_rewards(scores.earned, batch.logprobs, reference, batch.mask, cfg.kl_coef)
-        advantages, returns = gae(rewards, values, batch.mask, gamma=cfg.gamma, lam=cfg.lam)
+        written = [tokenizer.written(response.answer) for response in responses]
+        judged = rewards.Judged(batch, verdicts, written, said.model, cfg.max_new_tokens)
+        earned, terms = rewards.total(judged, cfg.weights)
+        per_token = token_rewards(earned, batch.logprobs, said.reference, batch.mask, kl_coef)
+        number = {group: place for place, group in enumerate(dict.fromkeys(same))}
+        members = torch.tensor([number[group] for group in same])
+        advantages, returns = ADVANTAGES[cfg.advantages](per_token, said.values, batch.mask, members, cfg)
         watch.lap("adv")
-        stats |= graph.update(batch, whiten(advantages, batch.mask), values, returns)
+        stats |= graph.update(batch, advantages, returns, said) | terms
         watch.lap("update")
-        stats |= learning_metrics(batch, scores, reference, rewards)
-        tracker.log(stats | watch.times(int(batch.segments.sum())), iteration + 1)
+        stats |= learning_metrics(batch, earned, said.reference, per_token)
+        tracker.log(stats | watch.times(int(batch.segments.sum())), iteration + 1, samples=shown)
 
 
-def kl_per_answer(
-    models: dict[str, "Decoder"], tokenizer: "Tokenizer", queries: list[dict[str, Any]], cfg: Config
-) -> float:
-    """Mean over sampled answers of log rl(answer) - log chat(answer): KL(rl || chat) in nats per answer."""
-    import torch
-
-    from moe.chat import prompt_ids
-    from moe.engine import Sampling, generate
-    from rlhf.forward import token_logprobs
-    from rlhf.messages import Key, Sample, pad
-
-    prompts = [prompt_ids(tokenizer, query["messages"]) for query in queries]
-    keys = [Key(cfg.ppo.iterations, query["id"], 0, version=cfg.ppo.iterations) for query in queries]
-    asked = [Sampling(cfg.ppo.max_new_tokens, seed=key.seed(cfg.run.seed)) for key in keys]
-    answers = generate(models["rl"], prompts, asked, stop=(tokenizer.im_end, tokenizer.eos))
-    batch = pad(
-        [
-            Sample(key, prompt, answer.tokens, answer.logprobs, answer.finish == "stop")
-            for key, prompt, answer in zip(keys, prompts, answers, strict=True)
-        ]
-    )
-    with torch.inference_mode():
-        reference = token_logprobs(models["chat"], batch)[0].sum()
-    return float(batch.logprobs.sum() - reference) / len(queries)
-
-
-def admit(
-    queries: list[dict[str, Any]], tokenizer: "Tokenizer", cfg: "Ppo", iteration: int, seed: int
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """(query of each request, requests) of an iteration: a function of (seed, iteration) alone."""
-    from moe.chat import prompt_ids
-    from rlhf.messages import Key, Request
-
-    asked, requests = [], []
-    for place in range(iteration * cfg.prompts, (iteration + 1) * cfg.prompts):
-        query = queries[place % len(queries)]
-        prompt = prompt_ids(tokenizer, query["messages"])
-        for sample in range(cfg.samples):
-            # a query that comes round again within one iteration is another sample of it
-            key = Key(iteration, query["id"], sample + cfg.samples * (place // len(queries)), version=iteration)
-            asked.append(query)
-            requests.append(Request(key, prompt, key.seed(seed)))
-    return asked, requests
+def worth(graph: Graph, responses: Sequence[Response], verdicts: Sequence[Verdict], cfg: Ppo) -> list[float]:
+    """What the answers that are learnt from are chosen by: the rules, which cost nothing, or where these do not count
+    the reward model."""
+    if "rules" in cfg.weights or not graph.scored or not cfg.keep:
+        return [verdict.reward for verdict in verdicts]
+    return graph.score(pad(responses)).tolist()
 
 
 if __name__ == "__main__":

@@ -1,108 +1,180 @@
-"""Let the chat model answer each query several times and rank the answers under the chosen principles, by rules."""
+"""Let the chat model answer each query several times, and let judges rank the answers under the chosen principles."""
 
-from typing import TYPE_CHECKING, Any
+from conf.entry import early, job
 
-from conf.entry import job
-from conf.schema import Config, Rank
+early(__name__)
 
-if TYPE_CHECKING:
-    from moe.verse import Copies
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.connect import connect
+from cluster.progress import counter
+from cluster.room import bundle, check_room
+from cluster.run import make, model_stage, open_stage, present
+from cluster.storage import write_file
+from conf.errors import InputError
+from conf.knobs.alignment import Judges, Rank
+from conf.schema import Config
+from moe.formats import hugging_face
+from moe.generation.engine import Sampling
+from moe.tasks.domain import Domain
+from moe.tasks.measure import read_task_file
+from moe.text.tokenizer import Tokenizer
+from rlhf.actors.rollout import Rollout
+from rlhf.calls import pooled
+from rlhf.judges import ai, rules
+from rlhf.judges.agreement import agreement
+from rlhf.judges.opinions import Asked, Opinion, placed, together
+from rlhf.messages import Response
+from rlhf.rollouts import Query, fitting, ranked
+
+TOGETHER = 128  # requests of one call
+
+
+def reads(cfg: Config, there: Collection[str]) -> list[str]:
+    return [model_stage(cfg, "chat", there), "tasks"]
+
+
+def check(cfg: Config) -> None:
+    """Raise `InputError` for a principle that the domain does not score, and for a judge that cannot be asked."""
+    Domain.of(cfg.tasks).chosen(cfg.rank.principles)
+    judges = [judge.name for judge in cfg.rank.judges]
+    for name in cfg.rank.weights:
+        if name not in judges:
+            raise InputError(f"rank.weights.{name}: no such judge in rank.judges=[{','.join(judges)}]")
+    if Judges.ai in cfg.rank.judges:
+        ai.check(cfg)
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Read the chat and tasks stages, write rankings.jsonl: one query a line, with its answers, scores and ranks."""
-    import json
-
-    import ray
-
-    from cluster.connect import connect
-    from cluster.progress import counter
-    from cluster.run import open_stage
-    from cluster.storage import write_file
-    from moe.chat import prompt_ids
-    from moe.engine import Sampling
-    from moe.evaluation import read_queries
-    from moe.tokenizer import Tokenizer
-    from moe.verse import Copies
-    from rlhf.actors import Rollout
-    from rlhf.messages import Key, Request
-
-    with open_stage(cfg, "ranked", reads=["chat", "tasks"], settings={"rank": cfg.rank}) as stage:
+    """Read the chat (or parent) and tasks stages, write rankings.jsonl: one query a line, with its answers, scores and
+    ranks."""
+    check(cfg)
+    domain = Domain.of(cfg.tasks)
+    principles = domain.chosen(cfg.rank.principles)
+    if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
+        make(cfg, "parent")
+    settings = decisive(cfg, principles)
+    with open_stage(cfg, "ranked", reads=reads(cfg, present(cfg)), settings=settings) as stage:
         if stage.done:
             return stage.metrics
-        connect(cfg.cluster)
-        chat, tasks = stage.input("chat"), stage.input("tasks")
+        chat, tasks = stage.input(origin), stage.input("tasks")
         tokenizer = Tokenizer.load(chat)
-        # from the end of the list: reinforcement learning begins at its start
-        queries = read_queries(tasks / "prompts.jsonl")[-cfg.rank.prompts :]
-        copies = Copies.load(tasks / "copies.npy")
-        threads = cfg.cluster.threads or 1
-        remote = ray.remote(Rollout).options(
-            num_cpus=cfg.cluster.cpus_per_worker, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+        queries = fitting(
+            # from the end of the list: reinforcement learning begins at its start
+            read_task_file(tasks / "prompts.jsonl")[-cfg.rank.prompts :],
+            tokenizer,
+            context=hugging_face.load_config(chat).context,
+            answer=cfg.rank.max_new_tokens,
+            knob="rank.max_new_tokens",
         )
-        actors = ray.util.ActorPool([remote.remote(chat, threads) for _ in range(cfg.rank.actors)])
-        jobs = []
-        for temperature in sorted(set(cfg.rank.temperatures)):
-            sampling = Sampling(cfg.rank.max_new_tokens, temperature=temperature)
-            requests = []
-            for query in queries:
-                prompt = prompt_ids(tokenizer, query["messages"])
-                for number in range(cfg.rank.answers):
-                    if cfg.rank.temperatures[number % len(cfg.rank.temperatures)] == temperature:
-                        key = Key(0, query["id"], number, version=0)
-                        requests.append(Request(key, prompt, key.seed(cfg.run.seed)))
-            jobs += [(requests[at : at + 128], sampling) for at in range(0, len(requests), 128)]
-        answers: dict[str, dict[int, dict[str, Any]]] = {query["id"]: {} for query in queries}
-        with counter("ranked", len(queries) * cfg.rank.answers) as progress:
-            for samples in actors.map(lambda actor, job: actor.generate.remote(*job), jobs):
-                for sample in samples:
-                    text = tokenizer.decode(sample.answer)
-                    answers[sample.key.query][sample.key.sample] = {"text": text, "finished": sample.finished}
-                progress.advance(len(samples))
-        ranked = [
-            ranking(query, [answers[query["id"]][n] for n in range(cfg.rank.answers)], copies, cfg.rank)
-            for query in queries
+        connect(cfg.cluster)
+        answers = answered(queries, tokenizer, chat, cfg)
+        asked = [Asked(query.sample, answers[query.sample.id]) for query in queries]
+        opinions: dict[str, list[Opinion]] = {}
+        metrics: dict[str, float] = {}
+        if Judges.rules in cfg.rank.judges:
+            opinions["rules"] = rules.opinions(asked, domain.judge(tasks), principles)
+        if Judges.ai in cfg.rank.judges:
+            opinions["ai"], metrics = ai.opinions(asked, principles, cfg)
+        rankings = [
+            ranking(each, {judge: by_query[place] for judge, by_query in opinions.items()}, cfg.rank)
+            for place, each in enumerate(asked)
         ]
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ranked)
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rankings)
         write_file(stage.folder / "rankings.jsonl", lines)
-        return stage.finish(summary(ranked))
+        if len(opinions) > 1:
+            metrics |= agreement(rankings, principles)
+        return stage.finish({**summary(rankings, principles), **metrics})
 
 
-def ranking(query: dict[str, Any], answers: list[dict[str, Any]], copies: "Copies", cfg: Rank) -> dict[str, Any]:
-    """The query with its answers; each gets `scores` per principle and their mean `total`, and the places that these
-    come to (0 the best): `ranks` per principle and `rank`."""
-    from rlhf.principles import rank, score, total
+def decisive(cfg: Config, principles: Sequence[str]) -> dict[str, Any]:
+    """What the stage's result hangs on. The rules alone know nothing of other judges' knobs, nor did runs that were
+    made before there were others."""
+    knobs = {name: getattr(cfg.rank, name) for name in cfg.rank.__dataclass_fields__}
+    knobs["principles"] = list(principles)
+    if cfg.rank.judges == [Judges.rules]:
+        return {"rank": {name: value for name, value in knobs.items() if name not in ("judges", "weights")}}
+    judge = {name: getattr(cfg.judge, name) for name in cfg.judge.__dataclass_fields__}
+    judge["folder"] = ai.who(cfg.judge) if cfg.judge.folder else ""  # by what it holds, wherever it lies
+    return {"rank": knobs, "judge": judge}
 
-    scored = []
-    for answer in answers:
-        scores = score(query, answer["text"], answer["finished"], copies=copies)
-        scored.append(
-            answer
-            | {"scores": {p.name: round(scores[p], 4) for p in cfg.principles}, "total": total(scores, cfg.principles)}
-        )
-    places = rank([answer["total"] for answer in scored], cfg.margin)
-    under = {p.name: rank([answer["scores"][p.name] for answer in scored], cfg.margin) for p in cfg.principles}
-    return query | {
-        "answers": [
-            answer | {"rank": place, "ranks": {name: ranks[number] for name, ranks in under.items()}}
-            for number, (answer, place) in enumerate(zip(scored, places, strict=True))
+
+def answered(
+    queries: Sequence[Query], tokenizer: Tokenizer, chat: Path, cfg: Config
+) -> dict[str, list[dict[str, Any]]]:
+    """{query: [{"text", "finished"}]} of the chat model's answers, made by `rank.actors` rollout actors."""
+    threads = cfg.cluster.threads or 1
+    less = "rank.actors, cluster.cpus_per_worker or cluster.gpus_per_worker"
+    check_room(cfg.cluster, [bundle(cfg.cluster)] * cfg.rank.actors, "stage ranked", less=less)
+    remote = ray.remote(Rollout).options(
+        num_cpus=cfg.cluster.cpus_per_worker,
+        num_gpus=cfg.cluster.gpus_per_worker,
+        max_restarts=0,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    )
+    actors = {
+        f"rollout {number}": remote.remote(chat, threads, "ours", cfg.cluster.device)
+        for number in range(cfg.rank.actors)
+    }
+    jobs = [
+        (requests[at : at + TOGETHER], Sampling(cfg.rank.max_new_tokens, temperature=temperature))
+        for temperature, requests in ranked(queries, cfg.rank, cfg.run.seed).items()
+        for at in range(0, len(requests), TOGETHER)
+    ]
+    found: dict[str, dict[int, Response]] = {query.sample.id: {} for query in queries}
+    try:
+        with counter("ranked", len(queries) * cfg.rank.answers) as progress:
+            for responses in pooled(actors, "generate", jobs, cfg.rank.timeout, knob="rank.timeout"):
+                for response in responses:
+                    found[response.key.query][response.key.sample] = response
+                progress.advance(len(responses))
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
+    return {
+        query: [
+            {"text": tokenizer.decode(by_number[number].answer), "finished": by_number[number].finished}
+            for number in range(cfg.rank.answers)
         ]
+        for query, by_number in found.items()
     }
 
 
-def summary(ranked: list[dict[str, Any]]) -> dict[str, float]:
-    """{"queries", "answers", "pairs", "total" and every principle's mean score}."""
-    answers = [answer for line in ranked for answer in line["answers"]]
-    count = max(1, len(answers))
-    pairs = sum(a["rank"] < b["rank"] for line in ranked for a in line["answers"] for b in line["answers"])
-    means = {name: sum(a["scores"][name] for a in answers) / count for name in answers[0]["scores"]} if answers else {}
+def ranking(asked: Asked, opinions: Mapping[str, Opinion], cfg: Rank) -> dict[str, Any]:
+    """The query with its answers; each gets `scores` per principle, their mean `total`, and the places that the scores
+    come to (0 the best): `ranks` per principle and `rank`. The rules alone add their `reasons`; of other judges each
+    answer has, under `judges`, what every one of them gave it and why, and the query `unjudged` says under which
+    principles one had no verdict: there no answer has a rank."""
+    own = {judge: placed(opinion.scores, opinion.why, cfg.margin) for judge, opinion in opinions.items()}
+    missing = {judge: dict(opinion.missing) for judge, opinion in opinions.items() if opinion.missing}
+    if list(own) == ["rules"]:
+        more = own["rules"]
+    else:
+        more = placed(together(opinions, cfg.weights), [{} for _ in asked.answers], cfg.margin)
+        for place, answer in enumerate(more):
+            answer["judges"] = {judge: given[place] for judge, given in own.items()}
+    answers = [{**answer, **given} for answer, given in zip(asked.answers, more, strict=True)]
+    return asked.query.line | {"answers": answers} | ({"unjudged": missing} if missing else {})
+
+
+def summary(rankings: Sequence[dict[str, Any]], principles: Sequence[str]) -> dict[str, float]:
+    """{"queries", "answers", "pairs", "total" and every principle's mean score}, over the answers that have one."""
+    answers = [answer for line in rankings for answer in line["answers"]]
+    ranks = [[answer["rank"] for answer in line["answers"] if "rank" in answer] for line in rankings]
+    totals = [answer["total"] for answer in answers if "total" in answer]
+    under = {name: [a["scores"][name] for a in answers if name in a["scores"]] for name in principles}
     return {
-        "queries": float(len(ranked)),
+        "queries": float(len(rankings)),
         "answers": float(len(answers)),
-        "pairs": float(pairs),
-        "total": sum(a["total"] for a in answers) / count,
-        **means,
+        "pairs": float(sum(a < b for line in ranks for a in line for b in line)),
+        "total": sum(totals) / max(1, len(totals)),
+        **{name: sum(scores) / len(scores) for name, scores in under.items() if scores},
     }
 
 

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from moe.tokenizer import Tokenizer
-from moe.verse import judge
-from rlhf.actors import Scores
-from rlhf.messages import Batch, Sample
-from rlhf.principles import Query
+from moe.tasks.measure import measures
+from moe.tasks.task import Sample, Verdict
+from rlhf.messages import Batch, Response
 
 
 class Stopwatch:
@@ -30,32 +28,41 @@ class Stopwatch:
         return self._parts | {"timing_s/step": whole, "perf/throughput": tokens / whole}
 
 
-def answer_metrics(queries: Sequence[Query], samples: Sequence[Sample], tokenizer: Tokenizer) -> dict[str, float]:
-    """What the rules say of all answers of an iteration, before any is chosen to learn from."""
-    texts = [tokenizer.decode(sample.answer).strip() for sample in samples]
-    verdicts = [
-        judge(text, query["form"], title=query.get("title", ""))
-        for query, text in zip(queries, texts, strict=True)
-        if "form" in query
-    ]
-    poems = max(1, len(verdicts))
-    return {
-        "rl/form_ok": sum(v.form for v in verdicts) / poems,
-        "rl/rhyme_ok": sum(v.rhyme for v in verdicts) / poems,
-        "rl/rhyme_share": sum(v.rhyme_share for v in verdicts) / poems,
-        "rl/repeats": sum(v.repeats for v in verdicts) / poems,
-        "rl/distinct": len(set(texts)) / len(texts),
-        "response_length/mean": sum(len(sample.answer) for sample in samples) / len(samples),
-        "response/finished": sum(sample.finished for sample in samples) / len(samples),
+def answer_metrics(
+    verdicts: Sequence[Verdict], responses: Sequence[Response], texts: Sequence[str]
+) -> dict[str, float]:
+    """Of all answers of an iteration, before any is chosen to learn from: the measures of the domain's rules as
+    `rl/task/<measure>`, and how long the answers are."""
+    count = len(responses)
+    return {f"rl/task/{name}": value for name, value in measures(verdicts, texts).items()} | {
+        "response_length/mean": sum(len(response.answer) for response in responses) / count,
+        "response/finished": sum(response.finished for response in responses) / count,
+        "rl/rules/mean": sum(verdict.reward for verdict in verdicts) / count,
     }
 
 
-def learning_metrics(batch: Batch, scores: Scores, reference: Tensor, rewards: Tensor) -> dict[str, float]:
+def to_look_at(
+    asked: Sequence[Sample], texts: Sequence[str], verdicts: Sequence[Verdict], count: int
+) -> list[dict[str, str | float]]:
+    """At most `count` of an iteration's answers: the first to each query, then the others."""
+    firsts = [place for place, query in enumerate(asked) if place == 0 or query.id != asked[place - 1].id]
+    rest = [place for place in range(len(asked)) if place not in set(firsts)]
+    return [
+        {
+            "id": asked[place].id,
+            "task": asked[place].task,
+            "prompt": asked[place].prompt,
+            "answer": texts[place],
+            "rules": verdicts[place].reward,
+        }
+        for place in [*firsts, *rest][:count]
+    ]
+
+
+def learning_metrics(batch: Batch, earned: Tensor, reference: Tensor, rewards: Tensor) -> dict[str, float]:
     """Means over the answers that are learnt from; `rl/kl` is in nats per answer, against the chat model."""
     return {
-        "rl/reward": float(scores.earned.sum(1).mean()),
+        "rl/reward": float(earned.sum(1).mean()),
         "rl/kl": float(((batch.logprobs - reference) * batch.mask).sum(1).mean()),
-        "critic/score/mean": float(scores.model.mean()),
-        "critic/rules/mean": float(scores.rules.mean()),
         "critic/rewards/mean": float(rewards.sum(1).mean()),
     }

@@ -1,5 +1,7 @@
 """The HTTP endpoint: OpenAI's chat and text completions over one decoding thread."""
 
+import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,20 +10,23 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
 
-from moe.chat import prompt_ids
-from moe.engine import Sampling
-from moe.tokenizer import Tokenizer
+from conf.errors import InputError
+from conf.knobs.running import Serve
+from moe.generation.engine import Sampling
+from moe.text.chat import answer_ids, prompt_ids
+from moe.text.tokenizer import Tokenizer
 from serving import schema
-from serving.decoding import Answers, Busy, Died
-from serving.replies import RETRY_AFTER, ChatReply, EventStream, Reply, Served, TextReply, unavailable
+from serving.decoding import Answers, Busy, Died, TooMany
+from serving.door import Door
+from serving.replies import ChatReply, EventStream, Reply, Served, TextReply, unavailable
 from serving.schema import ApiError, ChatRequest, CompletionRequest, parse
 
 COLDEST = 1e-3  # temperatures below it are greedy: logits divided by less leave the range of float32
 
 
-def endpoint(served: Served, *, max_body_bytes: int) -> FastAPI:
+def endpoint(served: Served, cfg: Serve) -> FastAPI:
     """The ASGI app. Every error has OpenAI's shape."""
 
     @asynccontextmanager
@@ -29,15 +34,19 @@ def endpoint(served: Served, *, max_body_bytes: int) -> FastAPI:
         yield
         served.decoding.close()
 
-    app = FastAPI(title="Conclave", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, limit=max_body_bytes)
+    # A redirect would lead to whatever host the client names.
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    if cfg.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=cfg.origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Door, cfg)  # the last one added is the first one asked
     app.add_exception_handler(HTTPException, _error_response)
     card = {"id": served.name, "object": "model", "created": served.created, "owned_by": "conclave"}
 
+    @app.get("/health")
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        if served.decoding.error is not None:
-            raise ApiError(503, str(served.decoding.error), code="decoding_stopped", retry=RETRY_AFTER)
+        if error := served.decoding.error or served.decoding.closing:
+            raise unavailable(error)
         return {"status": "ok", "model": served.name, "answers": served.decoding.active}
 
     @app.get("/v1/models")
@@ -53,7 +62,8 @@ def endpoint(served: Served, *, max_body_bytes: int) -> FastAPI:
     async def chat_completions(http: Request) -> Response:
         request = parse(await http.body(), ChatRequest)
         _check_model(served, request.model)
-        prompt = prompt_ids(served.tokenizer, [message.plain() for message in request.messages])
+        # Off the loop: a long prompt takes seconds, and other streams must not stand still.
+        prompt = await asyncio.to_thread(_prompt, served.tokenizer, request)
         room = served.context - len(prompt)
         bound = request.bound or min(served.max_new_tokens, max(1, room))
         _check_room(served, prompt, bound, "messages")
@@ -63,7 +73,7 @@ def endpoint(served: Served, *, max_body_bytes: int) -> FastAPI:
     async def completions(http: Request) -> Response:
         request = parse(await http.body(), CompletionRequest)
         _check_model(served, request.model)
-        prompts = [_ids(served.tokenizer, prompt) for prompt in request.prompts]
+        prompts = await asyncio.to_thread(lambda: [_ids(served.tokenizer, prompt) for prompt in request.prompts])
         for prompt in prompts:
             _check_room(served, prompt, request.bound, "prompt")
         return await _response(TextReply(served, request, prompts, _submit(served, request, prompts, request.bound)))
@@ -75,7 +85,7 @@ async def _response(reply: Reply) -> Response:
     if reply.streams:
         return EventStream(reply)
     try:
-        return JSONResponse(await reply.whole())
+        return JSONResponse(await reply.whole(), headers=reply.headers)
     except Died as error:
         raise unavailable(error) from None
     finally:
@@ -88,9 +98,27 @@ def _check_model(served: Served, model: str) -> None:
         raise ApiError(404, text, code="model_not_found", param="model")
 
 
+def _prompt(tokenizer: Tokenizer, request: ChatRequest) -> list[int]:
+    messages = [message.plain() for message in request.messages]
+    try:
+        if not request.continue_final_message:
+            return prompt_ids(tokenizer, messages)
+        *before, begun = messages
+        ids = [*prompt_ids(tokenizer, before), *answer_ids(tokenizer, before, [begun["content"]])[0]]
+        while ids[-1] in tokenizer.stop:  # the mark of the answer's end, which is yet to come
+            ids.pop()
+        return ids
+    except InputError as error:  # the model's template knows no such role, or no such order of them
+        text = str(error).removeprefix(f"{tokenizer.form.where}: ")
+        raise ApiError(400, text, code="invalid_value", param="messages") from None
+
+
 def _ids(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
-    """Text is only ever text; a client that means `<|im_end|>` sends its id."""
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    """Text is only ever text, and begins as the model's texts do; a client that means `<|im_end|>` sends its id."""
+    if isinstance(prompt, list):
+        ids = prompt
+    else:
+        ids = [*tokenizer.opening, *tokenizer.encode_texts([prompt])[0]] if prompt else []
     if not ids:
         raise ApiError(400, "prompt is empty; it must have a token to go on from", code="invalid_value", param="prompt")
     if max(ids) >= tokenizer.size:
@@ -119,14 +147,24 @@ def _submit(served: Served, request: schema.Request, prompts: list[list[int]], b
             max_new_tokens=bound,
             temperature=temperature if temperature >= COLDEST else 0.0,
             top_p=request.top_p or 1.0,
-            seed=(seed + index) % 2**64,
+            seed=_seed(seed, index),
         )
         for index in range(request.n or 1)
     ]
     try:
         return served.decoding.submit([(prompt, each) for prompt in prompts for each in samplings] if bound else [])
+    except TooMany as error:
+        param = "n" if len(prompts) == 1 else "prompt"
+        raise ApiError(400, str(error), code="too_many_answers", param=param) from None
     except (Busy, Died) as error:
         raise unavailable(error) from None
+
+
+def _seed(seed: int, index: int) -> int:
+    """Of the index-th answer: a request with the next seed shares none. The first is that of a request for one."""
+    if not index:
+        return seed % 2**64
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8])
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
@@ -134,35 +172,3 @@ async def _error_response(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         error = ApiError(error.status_code, str(error.detail), code=str(error.detail).lower().replace(" ", "_"))
     return JSONResponse(error.body, error.status_code, headers=error.headers)
-
-
-class BodyLimit:
-    """Refuses a body that is too long, by its header or while it arrives, before anything keeps it."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise self._refusal()
-            return message
-
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if length.isdigit() and int(length) > self._limit:
-            error = self._refusal()
-            await JSONResponse(error.body, error.status_code)(scope, receive, send)
-            return
-        await self._app(scope, counted, send)
-
-    def _refusal(self) -> ApiError:
-        return ApiError(413, f"the body is longer than {self._limit} bytes", code="body_too_large")

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import queue
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -16,12 +17,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-from moe.engine import Engine, Sampling, Token
-from moe.scoring import Scores, score
+from moe.generation.engine import Engine, Sampling, Token
+from moe.generation.scoring import Scores, score
+
+_LOOK, _FAREWELL = 0.05, 2.0  # seconds: between two looks at what runs, and for the last words to be sent
 
 
 class Busy(RuntimeError):
     """As many answers are under way as may wait; try again later."""
+
+
+class TooMany(ValueError):
+    """More answers at once than there can ever be room for."""
+
+
+class Closing(Busy):
+    """The server is about to end: what runs may end, and nothing begins."""
 
 
 class Died(RuntimeError):
@@ -66,6 +77,7 @@ class Answers:
         """No answer needs more tokens."""
         for index in range(len(self._names)):
             self.stop(index)
+        self._thread.forget(self)
 
 
 @dataclass(frozen=True)
@@ -86,15 +98,18 @@ class DecodingThread:
 
     def __init__(self, engine: Engine, *, waiting: int, threads: int = 1) -> None:
         self._engine = engine
+        self._waiting = waiting
         self._limit = engine.slots + waiting
         self._threads = threads  # of torch
         # (name, prompt, sampling) adds, a name cancels, a question is answered, None ends the thread
         self._inbox: queue.SimpleQueue[tuple[str, list[int], Sampling] | str | _Question | None] = queue.SimpleQueue()
         self._questions: deque[_Question] = deque()
         self._answers: dict[str, tuple[Answers, int]] = {}
+        self._open: set[Answers] = set()  # requests that are not closed
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self.error: Died | None = None
+        self.closing: Closing | None = None
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -107,16 +122,24 @@ class DecodingThread:
         """Queue an answer for each (prompt, sampling), all or none. Called from a running event loop, which gets the
         tokens.
 
-        Raises `Busy` or `Died`.
+        Raises `Busy`, `TooMany` or `Died`.
         """
+        if len(asked) > self._limit:
+            raise TooMany(
+                f"{len(asked)} answers at once are more than serve.slots={self._engine.slots} and "
+                f"serve.queue={self._waiting} hold; ask for {self._limit} at most"
+            )
         names = [str(next(self._numbers)) for _ in asked]
         answers = Answers(self, names)
         with self._lock:
             if self.error is not None:
                 raise self.error
+            if self.closing is not None:
+                raise self.closing
             if len(self._answers) + len(names) > self._limit:
                 raise Busy(f"{len(self._answers)} answers are under way and at most {self._limit} may be")
             self._answers |= {name: (answers, index) for index, name in enumerate(names)}
+            self._open.add(answers)
         for name, (prompt, sampling) in zip(names, asked, strict=True):
             self._inbox.put((name, prompt, sampling))
         return answers
@@ -136,6 +159,21 @@ class DecodingThread:
             known = self._answers.pop(name, None)
         if known is not None:
             self._inbox.put(name)
+
+    def forget(self, answers: Answers) -> None:
+        with self._lock:
+            self._open.discard(answers)
+
+    async def drain(self, seconds: float) -> None:
+        """From now on nothing begins; returns when all that runs is closed, after `seconds` by an error."""
+        self.closing = Closing("the server is shutting down")
+        ends = time.monotonic() + seconds
+        while self._open and time.monotonic() < ends:
+            await asyncio.sleep(_LOOK)
+        await asyncio.to_thread(self.close)  # those who still wait hear of it
+        ends = time.monotonic() + _FAREWELL
+        while self._open and time.monotonic() < ends:
+            await asyncio.sleep(_LOOK)
 
     def close(self) -> None:
         """End the thread; answers under way fail with `Died`."""

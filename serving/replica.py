@@ -7,35 +7,40 @@ from ray import serve
 from ray.serve import Application
 
 from conf.schema import Config
-from moe import folder as model_folder
 from moe.decoder import Decoder
-from moe.engine import Engine
-from moe.quantize import quantize
-from moe.tokenizer import Tokenizer
+from moe.formats import hugging_face as model_folder
+from moe.generation.engine import Engine
+from moe.generation.quantize import quantize
+from moe.text.tokenizer import Tokenizer
 from serving.app import endpoint
 from serving.decoding import DecodingThread
 from serving.replies import Served
 
-SPARE = 32  # requests beyond the queue that reach the replica, to be told so, or to ask for its health
+# Requests that reach the replica, and as many that may be on their way: the endpoint itself says who has to come back,
+# in the API's words, and whoever asks for its health must get there.
+ONGOING = 4096
 
 
 @serve.ingress()
 class Replica:
     def __init__(self, folder: str, name: str, cfg: Config) -> None:
         self._cfg = cfg.serve
-        model, tokenizer = load_model(folder, int8=cfg.serve.int8), Tokenizer.load(folder)
-        engine = Engine(model, cfg.serve.slots, (tokenizer.im_end, tokenizer.eos))
-        threads = cfg.cluster.threads or os.cpu_count() or 1
+        model, tokenizer = load_model(folder, int8=cfg.serve.int8, device=cfg.cluster.device), Tokenizer.load(folder)
+        engine = Engine(model, cfg.serve.slots, tokenizer.stop)
         self._served = Served(
             name=name,
             tokenizer=tokenizer,
-            decoding=DecodingThread(engine, waiting=cfg.serve.queue, threads=threads),
+            decoding=DecodingThread(engine, waiting=cfg.serve.queue, threads=decoding_threads(cfg.cluster.threads)),
             context=model.cfg.context,
             max_new_tokens=cfg.serve.max_new_tokens,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint(self._served, max_body_bytes=self._cfg.max_body_bytes)
+        return endpoint(self._served, self._cfg)
+
+    async def drain(self) -> None:
+        """Begin nothing more; returns when all that runs has ended, or after the deadline was cut off in words."""
+        await self._served.decoding.drain(self._cfg.drain_timeout)
 
     def check_health(self) -> None:
         """Ray Serve asks; an exception makes it start another replica."""
@@ -43,19 +48,23 @@ class Replica:
             raise self._served.decoding.error
 
 
-def load_model(folder: str, *, int8: bool) -> Decoder:
+def decoding_threads(given: int) -> int:
+    """A core stays free for the event loop and Serve's proxy: a step waits for its slowest thread."""
+    return given or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def load_model(folder: str, *, int8: bool, device: str = "cpu") -> Decoder:
     model = model_folder.load(folder)
-    return quantize(model) if int8 else model
+    return (quantize(model) if int8 else model).to(device)
 
 
 def application(folder: str, name: str, cfg: Config) -> Application:
     """The app that serves the model of `folder` under `name`, ready for `serve.run`."""
-    ongoing = cfg.serve.slots + cfg.serve.queue + SPARE
     deployment = serve.deployment(
         name="chat",
         num_replicas=1,
-        max_ongoing_requests=ongoing,
-        max_queued_requests=ongoing,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=ONGOING,
         ray_actor_options={"num_cpus": cfg.cluster.cpus_per_worker, "num_gpus": cfg.cluster.gpus_per_worker},
         graceful_shutdown_timeout_s=5.0,
         health_check_period_s=5.0,

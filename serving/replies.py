@@ -11,12 +11,20 @@ from typing import Any, ClassVar
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from moe.tokenizer import Tokenizer
-from serving.decoding import Answers, Busy, DecodingThread, Died
-from serving.schema import ApiError, ChatRequest, CompletionRequest, Request, chat_choice, delta, text_choice, usage
+from moe.text.tokenizer import Tokenizer
+from serving.decoding import Answers, Busy, Closing, DecodingThread, Died
+from serving.schema import (
+    RETRY_AFTER,
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    Request,
+    chat_choice,
+    delta,
+    text_choice,
+    usage,
+)
 from serving.text import TextStream, token_name
-
-RETRY_AFTER = 1  # seconds
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class Served:
 
 
 def unavailable(error: Busy | Died) -> ApiError:
-    code = "overloaded" if isinstance(error, Busy) else "decoding_stopped"
+    code = "decoding_stopped" if isinstance(error, Died) else "overloaded"
+    code = "shutting_down" if isinstance(error, Closing) else code
     return ApiError(503, str(error), code=code, retry=RETRY_AFTER)
 
 
@@ -58,6 +67,10 @@ class Reply(ABC):
             "model": served.name,
             "system_fingerprint": None,
         }
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self._request.headers
 
     @property
     def streams(self) -> bool:
@@ -191,7 +204,7 @@ class EventStream(StreamingResponse):
     """Frees what the answers hold even if the client left before the first event was made."""
 
     def __init__(self, reply: Reply) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | reply.headers
         super().__init__(reply.events(), media_type="text/event-stream", headers=headers)
         self._answers = reply.answers
 

@@ -3,6 +3,7 @@
 Knows nothing of models or Ray.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
@@ -15,6 +16,7 @@ MAX_ANSWERS = 8
 MAX_STOPS = 4
 MAX_PROMPTS = 256
 MAX_TOP = 5  # likeliest tokens at each place
+RETRY_AFTER = 1  # seconds
 DEFAULT_TOKENS = 16  # of a text completion, as with OpenAI
 
 # Fields that clients send without wanting anything: accepted at these values, refused by name at any other.
@@ -36,12 +38,17 @@ _IDLE_CHAT: Idle = _IDLE | {
     "modalities": (None, ["text"]),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
-    "metadata": (None, {}),
+    "add_generation_prompt": (None, True),
 }
 _IDLE_COMPLETION: Idle = _IDLE | {"suffix": (None, ""), "best_of": (None, 1)}
 _IDLE_MESSAGE: Idle = dict.fromkeys(
-    ("refusal", "audio", "tool_calls", "function_call", "annotations", "name"), (None, [])
+    "refusal audio tool_calls tool_call_id function_call images videos files prefix".split(), (None, [], False)
 )
+# What a client may say and no answer hangs on, at any value: accepted, and named in the header `Warning`.
+_LABELS = frozenset("metadata prompt_cache_key prompt_cache_retention safety_identifier".split())
+_LABELS_PART = frozenset({"cache_control"})
+MAX_NAMED = 8  # of what is ignored
+_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class ApiError(HTTPException):
@@ -53,13 +60,22 @@ class ApiError(HTTPException):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _without_idle(value: Any, idle: Idle) -> Any:
+def _without_idle(value: Any, kind: "type[Strict]", idle: Idle, labels: frozenset[str] | None) -> Any:
+    """`value` with what asks for nothing left out, and its labels named in `ignored`; None: whatever `kind` does not
+    know is a label."""
     if not isinstance(value, dict):
         return value
-    kept = {}
+    kept: dict[str, Any] = {"ignored": []}
     for name, given in value.items():
-        if name not in idle:
+        if name in kind.model_fields and name != "ignored":
             kept[name] = given
+        elif given is None:  # a field that a newer client has and does not use
+            continue
+        elif name not in idle:
+            if labels is not None and name not in labels:
+                kept[name if name != "ignored" else "ignored "] = given  # refused by name
+            else:
+                kept["ignored"].append(name)
         elif not any(given == default and type(given) in {type(default), float} for default in idle[name]):
             raise PydanticCustomError("unsupported", "not supported", {"field": name, "value": _short(given)})
     return kept
@@ -77,16 +93,28 @@ class Strict(BaseModel):
 class TextPart(Strict):
     type: Literal["text"]
     text: str
+    ignored: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_idle(cls, value: Any) -> Any:
+        return _without_idle(value, cls, {}, _LABELS_PART)
 
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
+    ignored: list[str] = []
 
     @model_validator(mode="before")
     @classmethod
     def _drop_idle(cls, value: Any) -> Any:
-        return _without_idle(value, _IDLE_MESSAGE)
+        return _without_idle(value, cls, _IDLE_MESSAGE, None)
+
+    @property
+    def labels(self) -> list[str]:
+        parts = [] if isinstance(self.content, str) else self.content
+        return [*self.ignored, *(f"content.{name}" for part in parts for name in part.ignored)]
 
     def plain(self) -> dict[str, str]:
         """The message as the chat template knows it: `developer` is today's name of `system`, parts are joined."""
@@ -97,6 +125,7 @@ class Message(Strict):
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
+    continuous_usage_stats: Literal[False] | None = None
 
 
 class Request(Strict):
@@ -113,11 +142,12 @@ class Request(Strict):
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     user: str | None = None  # the caller's name for its user; not used
+    ignored: list[str] = []  # names of fields on which no answer hangs
 
     @model_validator(mode="before")
     @classmethod
     def _drop_idle(cls, value: Any) -> Any:
-        return _without_idle(value, cls.idle)
+        return _without_idle(value, cls, cls.idle, _LABELS)
 
     @model_validator(mode="after")
     def _agree(self) -> "Request":
@@ -131,6 +161,19 @@ class Request(Strict):
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
+    @property
+    def labels(self) -> list[str]:
+        """What was said and changes nothing."""
+        return self.ignored
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response: a warning that names the labels. A name is the client's: what no header may hold is left
+        out."""
+        names = dict.fromkeys(name if _NAME.fullmatch(name) else "..." for name in self.labels)
+        named = ", ".join(list(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+        return {"Warning": f'299 conclave "no answer hangs on: {named}"'} if named else {}
+
 
 class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
@@ -140,6 +183,7 @@ class ChatRequest(Request):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
+    continue_final_message: bool | None = None  # the last message is the beginning of the answer
 
     @model_validator(mode="after")
     def _one_bound(self) -> "ChatRequest":
@@ -147,7 +191,13 @@ class ChatRequest(Request):
             raise ValueError(
                 f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens} differ; send one"
             )
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise ValueError("continue_final_message=true needs an assistant's message as the last one")
         return self
+
+    @property
+    def labels(self) -> list[str]:
+        return [*self.ignored, *(f"messages.{name}" for message in self.messages for name in message.labels)]
 
     @property
     def bound(self) -> int | None:

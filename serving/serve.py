@@ -1,15 +1,31 @@
 """Serve a chat model over HTTP with OpenAI's API, until Ctrl-C."""
 
+from conf.entry import early, job
+
+early(__name__)
+
+import contextlib
+import json
+import signal
+import socket
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Event
+from urllib.error import URLError
+from urllib.request import urlopen
 
-from conf.entry import job
-from conf.schema import Config, InputError
+import ray
+from ray import serve
+from ray.exceptions import RayError
 
-if TYPE_CHECKING:
-    from threading import Event
+from cluster.connect import connect
+from cluster.run import CHATTING, newest_model
+from conf.errors import InputError
+from conf.schema import Config
+from moe.text.tokenizer import Tokenizer
+from serving.proxy import environment
+from serving.replica import application
 
-STAGES = ("rl", "chat")  # the best first
 APP = "conclave"
 
 
@@ -18,17 +34,13 @@ def find_model(cfg: Config) -> tuple[Path, str]:
 
     Raises InputError if there is none, a file is damaged, or model and tokenizer do not belong together.
     """
-    from cluster.run import newest_model
 
-    folder = newest_model(cfg, cfg.serve.model, among=STAGES, knob="serve.model")
+    folder = newest_model(cfg, cfg.serve.model, among=CHATTING, knob="serve.model")
     _check_vocabulary(folder)
     return folder, folder.name if cfg.serve.model else f"{cfg.run.name}-{folder.name}"
 
 
 def _check_vocabulary(folder: Path) -> None:
-    import json
-
-    from moe.tokenizer import Tokenizer
 
     allotted = json.loads((folder / "config.json").read_text("utf-8")).get("vocab_size")
     needed = Tokenizer.load(folder).size
@@ -41,7 +53,6 @@ def _check_vocabulary(folder: Path) -> None:
 
 def free_port(host: str, port: int) -> int:
     """`port`, or any free one for 0. Raises InputError if somebody listens there."""
-    import socket
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -54,14 +65,15 @@ def free_port(host: str, port: int) -> int:
 
 def start(cfg: Config) -> tuple[str, str]:
     """Start the app on the connected Ray cluster -> (address, name of the model). Returns once it answers."""
-    from ray import serve
-
-    from serving.replica import application
 
     folder, name = find_model(cfg)
     port = free_port(cfg.serve.host, cfg.serve.port)
     # No request_timeout_s: it would cut long streams.
-    serve.start(http_options={"host": cfg.serve.host, "port": port}, logging_config={"enable_access_log": False})
+    serve.start(
+        http_options={"host": cfg.serve.host, "port": port},
+        logging_config={"enable_access_log": False},
+        controller_options={"runtime_env": {"env_vars": environment(cfg.serve)}},
+    )
     serve.run(application(str(folder), name, cfg), name=APP, route_prefix="/")
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(cfg.serve.host, cfg.serve.host)
     address = f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
@@ -71,8 +83,6 @@ def start(cfg: Config) -> tuple[str, str]:
 
 def _check_answers(address: str, port: int) -> None:
     """A cluster has one Serve, which keeps the port of whoever started it first."""
-    from urllib.error import URLError
-    from urllib.request import urlopen
 
     try:
         urlopen(f"{address}/healthz", timeout=30).close()
@@ -83,13 +93,15 @@ def _check_answers(address: str, port: int) -> None:
         ) from None
 
 
+def drain() -> None:
+    """Let what runs end, within `serve.drain_timeout`, while nothing more begins."""
+    with contextlib.suppress(RayError):  # a replica that has died has nothing that runs
+        serve.get_app_handle(APP).drain.remote().result()
+
+
 def stop() -> None:
     """End Serve, for everybody on the cluster, and leave Ray."""
-    import contextlib
     import io
-
-    import ray
-    from ray import serve
 
     # Serve's controller ends itself while it is asked to end; Ray prints that as a failure, which it is not.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -97,10 +109,8 @@ def stop() -> None:
         ray.shutdown()
 
 
-def wait_for_signal() -> "Event":
+def wait_for_signal() -> Event:
     """An event that SIGINT or SIGTERM sets."""
-    import signal
-    import threading
 
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -110,7 +120,6 @@ def wait_for_signal() -> "Event":
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    from cluster.connect import connect
 
     find_model(cfg)  # what the user got wrong shows before a cluster is started
     connect(cfg.cluster)
@@ -122,6 +131,7 @@ def main(cfg: Config) -> dict[str, float]:
     while not asked.wait(1.0):
         pass
     print("shutting down", flush=True)
+    drain()
     stop()
     return {}
 

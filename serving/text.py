@@ -2,7 +2,7 @@
 
 import codecs
 
-from moe.tokenizer import Tokenizer
+from moe.text.tokenizer import Tokenizer
 
 
 def token_name(tokenizer: Tokenizer, index: int) -> str:

@@ -1,9 +1,10 @@
-"""Fixtures for every test: one Ray cluster a session."""
+"""Fixtures for every test: one Ray cluster a session, and one whole run."""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,10 +23,21 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     from cluster.connect import connect
-    from conf.schema import Cluster
+    from conf.knobs.running import Cluster
 
     folder = tempfile.mkdtemp(prefix="conclave-")
     connect(Cluster(temp_dir=folder, object_store_mb=256))
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def whole_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of all stages at test size; nobody changes it."""
+    from cluster.pipeline import main
+    from conf.entry import compose
+
+    place = tmp_path_factory.mktemp("runs")
+    main(compose(["preset=test", f"run.dir={place}"]))
+    return place / "test"

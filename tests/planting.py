@@ -6,8 +6,12 @@ takes that from its tree.
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from typing import Any
+
+TIMEOUT = 98  # the exit code for a test that ran into a time limit: it neither passed nor failed
 
 
 def serve() -> None:
@@ -50,10 +54,25 @@ def _run(tree: str, test: str, output: int) -> None:
         os.environ["PYTHONPATH"] = tree
         import pytest
 
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not ray and not slow", test]))
+        limits = _Limits()
+        quick = [] if "::" in test else ["-m", "not ray and not slow"]  # of a whole file; a test that is named runs
+        words = ["-x", "-q", "-p", "no:cacheprovider", *quick, test]
+        code = int(pytest.main(words, plugins=[limits]))
+        code = TIMEOUT if limits.reached else code
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+class _Limits:
+    """Sees whether it was a time limit that ended the run: pytest-timeout's, or one that the test itself sets."""
+
+    reached = False
+
+    def pytest_exception_interact(self, call: Any) -> None:
+        error = call.excinfo.value
+        limit = isinstance(error, (TimeoutError, subprocess.TimeoutExpired))
+        self.reached |= limit or "from pytest-timeout" in str(error)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,43 @@
 """How hard the samples of a task are for a model: its loss on their answers, and their rank within the task by it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.connect import each_on_worker
 from cluster.progress import counter
 from cluster.storage import write_file, write_json
-from moe.decoder import Decoder
-from moe.scoring import score
-from trainers.packing import Piece
-from trainers.samples import Sample
+from conf.knobs.running import Cluster
+from conf.schema import Config
+from moe.formats import hugging_face
+from moe.generation.scoring import score
+from moe.tasks.task import Sample
+from moe.training.parallel import take_device
+from trainers.rows.packing import Piece
 
 GRADES = "grades.jsonl"  # of each sample: id, task, loss, rank
 SUMMARY = "difficulty.json"  # of each task: how its losses lie
-_TOGETHER = 256  # samples between two looks at the progress
+_TOGETHER = 256  # samples between two steps of the progress
 _SHOWN = 5  # samples of a task that the summary names at either end
 
 
-def grade(folder: Path, model: Decoder, samples: Sequence[Sample], pieces: Sequence[Piece]) -> None:
-    """Write how hard the samples are for the model, whose ids and loss masks are `pieces`, into `folder`."""
-    losses = answer_losses(model, pieces)
+def grade(folder: Path, base: Path, samples: Sequence[Sample], pieces: Sequence[Piece], cfg: Config) -> None:
+    """Write how hard the samples, whose ids and loss masks are `pieces`, are for the model in `base` into `folder`."""
+    losses = np.empty(len(pieces))
+    by_length = sorted(range(len(pieces)), key=lambda number: len(pieces[number][0]))  # alike together: less padding
+    parts = [by_length[start : start + _TOGETHER] for start in range(0, len(pieces), _TOGETHER)]
+    asked = (base, [[pieces[number] for number in part] for part in parts], cfg.cluster)
+    with counter("difficulty", len(pieces)) as bar:
+        found = each_on_worker(cfg.cluster, answer_losses, *asked, within=cfg.evaluate.timeout)
+        for part, made in zip(parts, found, strict=True):
+            losses[part] = made
+            bar.advance(len(part))
     grades = [
-        {"id": sample["id"], "task": sample["task"], "loss": loss, "rank": rank}
+        {"id": sample.id, "task": sample.task, "loss": loss, "rank": rank}
         for sample, loss, rank in zip(samples, losses.tolist(), ranks(samples, losses).tolist(), strict=True)
     ]
     write_json(folder / SUMMARY, summary(grades))
@@ -37,20 +49,18 @@ def read_ranks(folder: Path) -> list[float]:
     return [json.loads(line)["rank"] for line in (folder / GRADES).read_text("utf-8").splitlines()]
 
 
-def answer_losses(model: Decoder, pieces: Sequence[Piece]) -> np.ndarray:
-    """[n] fp64: the mean loss in nats over the tokens of each piece that carry loss, to six digits."""
-    losses = np.empty(len(pieces))
-    by_length = sorted(range(len(pieces)), key=lambda number: len(pieces[number][0]))  # alike together: less padding
-    with counter("difficulty", len(pieces)) as bar:
-        for start in range(0, len(pieces), _TOGETHER):
-            part = by_length[start : start + _TOGETHER]
-            starts = [pieces[number][1].index(1) for number in part]
-            scores = score(model, [pieces[number][0] for number in part], starts=starts)
-            for number, first, scored in zip(part, starts, scores, strict=True):
-                mask = np.array(pieces[number][1][first:])
-                losses[number] = -(np.array(scored.logprobs) * mask).sum() / mask.sum()
-            bar.advance(len(part))
-    return losses.round(6)  # the last digits hang on the machine; the order of the samples must not
+def answer_losses(base: Path, parts: Sequence[Sequence[Piece]], cfg: Cluster) -> Iterator[np.ndarray]:
+    """Of each part [n] fp64: the mean loss in nats over the tokens of each piece that carry loss, to six digits."""
+    take_device(cfg)
+    model = hugging_face.load(base)
+    for part in parts:
+        starts = [mask.index(1) for _, mask in part]
+        scores = score(model, [ids for ids, _ in part], starts=starts)
+        losses = np.empty(len(part))
+        for number, (scored, (_, mask)) in enumerate(zip(scores, part, strict=True)):
+            learnt = np.array(mask[starts[number] :])
+            losses[number] = -(np.array(scored.logprobs) * learnt).sum() / learnt.sum()
+        yield losses.round(6)  # the last digits hang on the machine; the order of the samples must not
 
 
 def ranks(samples: Sequence[Sample], losses: np.ndarray) -> np.ndarray:
@@ -61,8 +71,8 @@ def ranks(samples: Sequence[Sample], losses: np.ndarray) -> np.ndarray:
     Where answers recur (labels, set phrases), what counts first is the rank among the samples of the same answer: a
     base model finds one label likelier than another whatever the question, and a quantile would hold little but it.
     """
-    tasks = [sample["task"] for sample in samples]
-    alike = [f"{sample['task']}\n{sample['messages'][-1]['content']}" for sample in samples]
+    tasks = [sample.task for sample in samples]
+    alike = [f"{sample.task}\n{sample.messages[-1]['content']}" for sample in samples]
     return _ranks(tasks, _ranks(alike, losses), losses)
 
 

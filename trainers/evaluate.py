@@ -1,28 +1,36 @@
-"""Evaluate a model folder: perplexity and bits per byte of text, tasks, poems under the rules, answers to look at."""
+"""Evaluate a model folder: perplexity and bits per byte, tasks, answers under the domain's rules, examples."""
 
+from conf.entry import early, job
+
+early(__name__)
+
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from conf.entry import job
-from conf.schema import Config, InputError, Suite, TrackerKind
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
 
-if TYPE_CHECKING:
-    from moe.decoder import Decoder
-    from moe.tokenizer import Tokenizer
-    from trainers.rows import Rows
+from cluster.run import CHATTING, newest_model
+from cluster.storage import write_json
+from cluster.tracking.tracker import Tracker, to_json
+from cluster.tracking.wandb_run import tracked
+from conf.errors import InputError
+from conf.knobs.running import Suite, TrackerKind
+from conf.schema import Config
+from trainers.suites import SUITES, load, missing
+
+SHOWN = {"tasks": "task_answers.json", "rules": "answers.json", "samples": "samples.json"}  # as the stages name them
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Print, write and return the metrics of `evaluate.model`, or of the newest of rl, chat, base in the run."""
-    from cluster.run import newest_model
-    from cluster.storage import write_json
-    from cluster.tracker import to_json
-    from trainers.suites import SUITES, load
+    """Print, write and return the metrics of `evaluate.model`, or of the run's best of rl, hfft, cohft, chat, base."""
 
     suites = chosen(cfg)
-    path = newest_model(cfg, cfg.evaluate.model, among=("rl", "chat", "base"), knob="evaluate.model")
+    path = newest_model(cfg, cfg.evaluate.model, among=(*CHATTING, "base"), knob="evaluate.model")
     model, tokenizer = load(path)
     metrics: dict[str, float] = {}
     shown: dict[str, list[dict[str, Any]]] = {}
@@ -37,13 +45,12 @@ def main(cfg: Config) -> dict[str, float]:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, found)
     if cfg.tracker.kind is TrackerKind.wandb:
-        track(cfg, path, metrics)
+        track(cfg, path, metrics, shown)
     return metrics
 
 
 def chosen(cfg: Config) -> list[Suite]:
     """The suites to run: those of `evaluate.suites`, or all that have data. Raises `InputError` if one has none."""
-    from trainers.suites import missing
 
     reasons = {suite: missing(suite, cfg) for suite in cfg.evaluate.suites or Suite}
     lacking = [reason for reason in reasons.values() if reason]
@@ -52,31 +59,8 @@ def chosen(cfg: Config) -> list[Suite]:
     return [suite for suite, reason in reasons.items() if not reason]
 
 
-def held_out(model: "Decoder", tokenizer: "Tokenizer", rows: "Rows", *, limit: int) -> dict[str, float]:
-    """{"loss" (nats per target), "perplexity", "bits_per_byte"} over the first `limit` packed rows."""
-    from trainers.objectives import in_turn
-    from trainers.suites import language_metrics
-
-    check_tokenizer(rows, tokenizer)
-    return language_metrics(model, tokenizer, in_turn(rows, limit))
-
-
-def check_tokenizer(rows: "Rows", tokenizer: "Tokenizer") -> None:
-    """Raise `InputError` if the rows were made with another tokenizer than the model's."""
-    from conf.schema import InputError
-
-    if rows.tokenizer != tokenizer.digest:
-        raise InputError(
-            f"{rows.folder}: made with tokenizer {rows.tokenizer[:12]}, the model has {tokenizer.digest[:12]}; "
-            "run trainers.tokens again with the model's tokenizer (tokenizer.path=<model folder>)"
-        )
-
-
 def show(metrics: Mapping[str, float], examples: Sequence[Mapping[str, Any]]) -> None:
     """Print a table of the metrics that stand alone, one of the tasks', and the examples."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Column, Table
 
     console = Console(highlight=False)
     alone = {name: value for name, value in metrics.items() if "/" not in name}
@@ -101,16 +85,16 @@ def show(metrics: Mapping[str, float], examples: Sequence[Mapping[str, Any]]) ->
         console.print(f"{example['prompt']}\n-> {example['answer']}", markup=False, soft_wrap=True)
 
 
-def track(cfg: Config, path: Path, metrics: Mapping[str, float]) -> None:
-    """Log the metrics as step 0 of a W&B run of their own."""
-    import shutil
-
-    from cluster.tracker import Tracker
+def track(cfg: Config, path: Path, metrics: Mapping[str, float], shown: Mapping[str, Sequence[Any]]) -> None:
+    """Log the metrics as step 0 of a W&B run of their own, with tables of the answers."""
 
     folder = cfg.run.folder / "evaluate" / path.name
     shutil.rmtree(folder, ignore_errors=True)  # of an evaluation before: this one does not go on from it
-    with Tracker(folder, cfg.tracker, run=cfg.run.name, stage=f"evaluate/{path.name}") as tracker:
+    with tracked(cfg, f"evaluate/{path.name}", folder, reads=[path]), Tracker(folder) as tracker:
         tracker.log(metrics, 0)
+        for suite, answers in shown.items():
+            if answers:
+                write_json(folder / SHOWN[suite], answers)
 
 
 if __name__ == "__main__":

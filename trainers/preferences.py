@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.schema import InputError, RewardLoss
-from moe.config import SCALAR, Head
-from moe.decoder import Decoder, Hidden
+from conf.errors import InputError
+from conf.knobs.alignment import RewardLoss
+from moe.decoder import SCALAR, Decoder, Head, Hidden
 from moe.losses import comparisons, listwise_sum, pairwise_sum
-from trainers.objectives import Batch, Loss, Objective, places
-from trainers.packing import Row
+from moe.training.objectives import Batch, Loss, Objective
+from trainers.rows.packing import Row
 
 (TOTAL,) = SCALAR
 SCALE = 10_000  # scores lie in rows as whole numbers of 1 / SCALE
@@ -180,7 +180,7 @@ def preference_loss(model: Decoder, batch: Batch, head: Head, kind: RewardLoss, 
 def judge(model: Decoder, batch: Batch, head: Head) -> tuple[list[Judged], Hidden]:
     """The model's scores `head` of the answers in a batch, each beside the rankings."""
     hidden = model(batch["tokens"], batch["segments"])
-    scores = model.principle_scores(hidden.states[places(hidden, batch)[_scored(batch)]])  # [A, S]
+    scores = model.principle_scores(hidden.at(_scored(batch)))  # [A, S]
     return [Judged.of(batch, name, scores[:, number]) for number, name in enumerate(head)], hidden
 
 

@@ -1,44 +1,44 @@
 """Drop the least used experts of a model, and say what that costs on the run's held-out rows."""
 
+from conf.entry import early, job
+
+early(__name__)
+
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from conf.entry import job
-from conf.schema import Config, InputError
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe.decoder import Decoder
-    from trainers.rows import Rows
+from cluster.run import CHATTING, newest_model
+from cluster.storage import committed
+from conf.errors import InputError
+from conf.schema import Config
+from moe.decoder import Decoder
+from moe.formats import hugging_face
+from moe.formats.checkpoints import defaults
+from moe.prune import prune
+from moe.text.tokenizer import Tokenizer
+from trainers.rows.held_out import in_turn
+from trainers.rows.rows import Rows
+from trainers.suites import held_out
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
-    """Write `prune.model`, or the newest of rl, chat, base in the run, with `prune.keep` experts a layer to
+    """Write `prune.model`, or the best of rl, hfft, cohft, chat, base in the run, with `prune.keep` experts a layer to
     `prune.target`; print and return its held-out loss before and after."""
-    from cluster.run import newest_model
-    from cluster.storage import committed
-    from moe import folder
-    from moe.parents import ends
-    from moe.prune import prune
-    from moe.tokenizer import Tokenizer
-    from trainers.evaluate import held_out
-    from trainers.rows import Rows
 
     if not cfg.prune.target or Path(cfg.prune.target).exists():
         raise InputError(f"prune.target={cfg.prune.target!r} must name a folder that is not there yet")
-    path = newest_model(cfg, cfg.prune.model, among=("rl", "chat", "base"), knob="prune.model")
-    model, tokenizer = folder.load(path), Tokenizer.load(path)
+    path = newest_model(cfg, cfg.prune.model, among=(*CHATTING, "base"), knob="prune.model")
+    model, tokenizer = hugging_face.load(path), Tokenizer.load(path)
     rows = Rows(cfg.run.folder / "tokens" / "val")
     before = held_out(model, tokenizer, rows, limit=cfg.evaluate.rows)
     load = expert_load(model, rows, limit=cfg.evaluate.rows)
     pruned = prune(model, load, cfg.prune.keep)
     after = held_out(pruned, tokenizer, rows, limit=cfg.evaluate.rows)
     with committed(cfg.prune.target) as target:
-        stop, pad = ends(path)
-        folder.save(pruned, target, stop=stop, pad=pad)
-        tokenizer.save(target)
+        hugging_face.save(pruned, target, defaults(path))
     metrics = {
         "loss_before": before["loss"],
         "loss_after": after["loss"],
@@ -52,11 +52,8 @@ def main(cfg: Config) -> dict[str, float]:
     return metrics
 
 
-def expert_load(model: "Decoder", rows: "Rows", *, limit: int) -> "Tensor":
+def expert_load(model: Decoder, rows: Rows, *, limit: int) -> Tensor:
     """[layers, E] share of the assignments of the first `limit` rows that went to each expert; a layer sums to 1."""
-    import torch
-
-    from trainers.objectives import in_turn
 
     total = torch.zeros(model.cfg.layers, model.cfg.experts, dtype=torch.float64)
     with torch.no_grad():

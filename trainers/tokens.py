@@ -1,30 +1,44 @@
 """Documents to packed rows of token ids, for pretraining."""
 
+from conf.entry import early, job
+
+early(__name__)
+
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from conf.entry import job
+import pyarrow as pa
+import ray
+
+from cluster.connect import connect
+from cluster.progress import counter
+from cluster.room import check_room
+from cluster.run import open_stage
 from conf.schema import Config
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from moe.text.tokenizer import Tokenizer
+from trainers.files.store import shards, texts
+from trainers.rows.packing import document, pack
+from trainers.rows.rows import write_rows
 
 SPLITS = ("train", "val")  # nothing is trained or tuned on test
 BATCH = 1024  # documents an actor encodes at a time
 
 
+def reads(cfg: Config, there: Collection[str]) -> list[str]:
+    return ["corpus", "tokenizer"]
+
+
 @job
 def main(cfg: Config) -> dict[str, float]:
-    from cluster.connect import connect
-    from cluster.run import open_stage
 
-    reads = ["corpus", "tokenizer"]
-    with open_stage(cfg, "tokens", reads=reads, settings={"tokens": _decisive(cfg)}) as stage:
+    with open_stage(cfg, "tokens", reads=reads(cfg, ()), settings={"tokens": _decisive(cfg)}) as stage:
         if stage.done:
             return stage.metrics
         connect(cfg.cluster)
+        asked = [{"CPU": cfg.cluster.cpus_per_worker}] * cfg.tokens.actors + [{"CPU": 1.0}]  # and a task that reads
+        check_room(cfg.cluster, asked, "stage tokens", less="tokens.actors or cluster.cpus_per_worker")
         metrics: dict[str, float] = {}
         for split in SPLITS:
             metrics |= tokenise(cfg, split, stage.input("corpus"), stage.input("tokenizer"), stage.folder / split)
@@ -33,16 +47,13 @@ def main(cfg: Config) -> dict[str, float]:
 
 def tokenise(cfg: Config, split: str, corpus: Path, tokenizer: Path, folder: Path) -> dict[str, float]:
     """Encode, pack and write one split; returns its tokens, rows and fill (the share that is not padding)."""
-    from cluster.progress import counter
-    from moe.tokenizer import Tokenizer
-    from trainers.packing import document, pack
-    from trainers.rows import write_rows
-    from trainers.tokenizer import texts
 
     pieces = Tokenizer.load(tokenizer)
     sizes = [len(text.encode()) for text in texts(corpus, split)]
     with counter(f"tokens {split}", len(sizes)) as bar:
-        documents = (document(ids, pieces.eos) for ids in _counted(encode(cfg, split, corpus, tokenizer), bar))
+        documents = (
+            document(ids, pieces.eos, pieces.opening) for ids in _counted(encode(cfg, split, corpus, tokenizer), bar)
+        )
         about = write_rows(
             folder,
             pack(documents, cfg.tokens.row_length, pad=pieces.pad),
@@ -58,9 +69,8 @@ def tokenise(cfg: Config, split: str, corpus: Path, tokenizer: Path, folder: Pat
 
 def encode(cfg: Config, split: str, corpus: Path, tokenizer: Path) -> Iterator[list[int]]:
     """The ids of each document of a split, in the corpus's order, from a pool of actors."""
-    import ray
 
-    files = [str(path) for path in sorted(corpus.glob(f"{split}-*.parquet"))]
+    files = [str(path) for path in shards(corpus, split)]
     if not files:
         return
     data = ray.data.read_parquet(files, columns=["text"])
@@ -85,14 +95,12 @@ class _Encoder:
     """Lives in an actor: the tokenizer is loaded once."""
 
     def __init__(self, folder: str) -> None:
-        from moe.tokenizer import Tokenizer
 
         self.tokenizer = Tokenizer.load(folder)
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
-        import pyarrow as pa
 
-        ids = self.tokenizer.encode_batch(batch["text"].to_pylist())
+        ids = self.tokenizer.encode_texts(batch["text"].to_pylist())
         return pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))})
 
 

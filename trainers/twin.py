@@ -5,21 +5,33 @@ the router's, and as many operations a token. It sees the same rows in the same 
 `cluster.report` draws both against tokens, operations and time.
 """
 
+from conf.entry import early, job
+
+early(__name__)
+
+
 from dataclasses import replace
 
-from conf.entry import job
-from conf.schema import Config, InputError, Model
+from conf.errors import InputError
+from conf.knobs.model import Model
+from conf.schema import Config
 from trainers.pretrain import pretrain
+from trainers.pretrain import reads as reads
 
 
-@job
-def main(cfg: Config) -> dict[str, float]:
-    """Read the tokens stage, write the dense model; returns what `trainers.pretrain` does."""
+def check(cfg: Config) -> None:
+    """Raise `InputError` for a twin of what did not begin with random weights."""
     if cfg.parent.model:
         raise InputError(
             f"parent.model={cfg.parent.model}: a twin begins with random weights, as the model beside it must; "
             "leave parent.model empty, or the stage twin out of pipeline.stages"
         )
+
+
+@job
+def main(cfg: Config) -> dict[str, float]:
+    """Read the tokens stage, write the dense model; returns what `trainers.pretrain` does."""
+    check(cfg)
     return pretrain(replace(cfg, model=dense(cfg.model)), "twin")
 
 

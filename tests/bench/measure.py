@@ -2,15 +2,27 @@
 
 Whatever is compared goes by turns within one process, with the same threads and allocator; medians count.
 `peer` is the best of `peers`; `ceiling` is what the machine's matrix products alone would give, or 0.
+
+With `CONCLAVE_BENCH_TOY=<file>` everything is so small that it takes seconds and says nothing, and the results go to
+that file: so the ordinary tests see that each benchmark still runs (tests/bench/test_smoke.py).
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
-RESULTS = Path(__file__).parents[2] / "bench.json"
+TOY = os.environ.get("CONCLAVE_BENCH_TOY", "")
+RESULTS = Path(TOY or Path(__file__).parents[2] / "bench.json")
+T = TypeVar("T")
+
+
+def sized(real: T, toy: T) -> T:
+    """A benchmark's size, or what stands for it where it only has to run."""
+    return toy if TOY else real
 
 
 def rates(runs: Mapping[str, Callable[[], object]], amounts: Mapping[str, float], *, rounds: int) -> dict[str, float]:

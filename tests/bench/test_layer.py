@@ -12,14 +12,17 @@ from torch import Tensor
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from moe.allocator import keep_buffers
-from moe.experts import torch_experts
-from moe.gemm import product
-from tests.bench.measure import rates, record
+from moe.kernels.allocator import keep_buffers
+from moe.kernels.gemm import product
+from moe.kernels.sorted_experts import torch_experts
+from tests.bench.measure import rates, record, sized
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
-TOKENS, ROUNDS = 4096, 9
-SHAPES = [(256, 8, 2, 512), (512, 16, 4, 512), (256, 64, 8, 512), (512, 8, 2, 1024)]  # H, E, k, I
+TOKENS, ROUNDS = sized((4096, 9), (256, 1))
+OPERATIONS = sized(2e9, 1e6)  # of a measurement of the ceiling
+SHAPES = sized(
+    [(256, 8, 2, 512), (512, 16, 4, 512), (256, 64, 8, 512), (512, 8, 2, 1024)], [(64, 4, 2, 64)]
+)  # H, E, k, I
 
 
 def ceilings(hidden: int, experts: int, top_k: int, inner: int) -> tuple[dict[str, Callable[[], object]], float]:
@@ -27,7 +30,7 @@ def ceilings(hidden: int, experts: int, top_k: int, inner: int) -> tuple[dict[st
     rows = TOKENS * top_k // experts
     x, weight, out = torch.randn(rows, hidden), torch.randn(2 * inner, hidden), torch.empty(rows, 2 * inner)
     flops = 2.0 * rows * hidden * 2 * inner
-    times = max(1, round(2e9 / flops))
+    times = max(1, round(OPERATIONS / flops))
 
     def repeat(run: Callable[[], object]) -> Callable[[], object]:
         return lambda: [run() for _ in range(times)]

@@ -12,18 +12,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from conf.schema import Model
-from moe import folder
-from moe.allocator import keep_buffers
+from conf.knobs.model import Model
 from moe.decoder import Decoder, new_decoder
-from moe.engine import Sampling, generate
+from moe.formats import hugging_face
+from moe.generation.engine import Sampling, generate
+from moe.kernels.allocator import keep_buffers
 from moe.losses import cross_entropy_sum
-from tests.bench.measure import rates, record
+from moe.text.defaults import Defaults
+from tests.bench.measure import rates, record, sized
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
-ROUNDS = 7
-CFG = Model(hidden_size=256, layers=8, heads=8, kv_heads=4, head_dim=32, experts=8, top_k=2, expert_size=512)
-VOCABULARY, ROWS, LENGTH = 8192, 8, 512
+ROUNDS, DECODING_ROUNDS = sized((7, 5), (1, 1))
+CFG = sized(
+    Model(hidden_size=256, layers=8, heads=8, kv_heads=4, head_dim=32, experts=8, top_k=2, expert_size=512),
+    Model(hidden_size=64, layers=1, heads=2, kv_heads=1, head_dim=32, experts=4, top_k=2, expert_size=64),
+)
+VOCABULARY, ROWS, LENGTH = sized((8192, 8, 512), (256, 2, 32))
+PROMPT, ANSWER = sized((32, 64), (8, 8))  # tokens
 TOKENS = torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
 TARGETS = ROWS * (LENGTH - 1)
 IMPLEMENTATIONS = ("eager", "grouped_mm")
@@ -32,12 +37,12 @@ IMPLEMENTATIONS = ("eager", "grouped_mm")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    folder.save(new_decoder(CFG, VOCABULARY, seed=0), path, stop=(1,), pad=0)
+    hugging_face.save(new_decoder(CFG, VOCABULARY, seed=0), path, Defaults({}, (1,), 0))
     return path
 
 
 def ours_of(path: Path) -> tuple[Decoder, Callable[[], Tensor]]:
-    model = folder.load(path).train()
+    model = hugging_face.load(path).train()
 
     def loss() -> Tensor:
         states = model(TOKENS, torch.ones_like(TOKENS)).states.view(ROWS, LENGTH, -1)[:, :-1].reshape(TARGETS, -1)
@@ -64,7 +69,7 @@ def stepper(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], 
     return step
 
 
-@pytest.mark.parametrize("kind", ["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_train_step(saved: Path, kind: str) -> None:
     keep_buffers()  # for both sides: it is the process's
     sides = {"ours": ours_of(saved)}
@@ -108,25 +113,25 @@ def _peak(path: Path, side: str) -> float:
     return (high_water() - before) / 2**20
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("batch", sized([1, 8, 32], [2]))
 def test_decoding(saved: Path, batch: int) -> None:
     keep_buffers()
-    model, theirs = folder.load(saved), peer_of(saved, "grouped_mm")[0].eval()
-    prompts = torch.randint(2, VOCABULARY, (batch, 32), generator=torch.Generator().manual_seed(1))
-    asked = [Sampling(64, temperature=0.0)] * batch
+    model, theirs = hugging_face.load(saved), peer_of(saved, "grouped_mm")[0].eval()
+    prompts = torch.randint(2, VOCABULARY, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
+    asked = [Sampling(ANSWER, temperature=0.0)] * batch
 
     def ours_once() -> list[list[int]]:
         return [answer.tokens for answer in generate(model, prompts.tolist(), asked, stop=())]
 
     def peer_once() -> list[list[int]]:
-        options = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "use_cache": True}
+        options = {"max_new_tokens": ANSWER, "min_new_tokens": ANSWER, "do_sample": False, "use_cache": True}
         made = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
-        return made[:, 32:].tolist()
+        return made[:, PROMPT:].tolist()
 
     same = sum(a[:8] == b[:8] for a, b in zip(ours_once(), peer_once(), strict=True))
     assert same >= 0.9 * batch  # a tie between two tokens may fall either way in float32
     runs = {"ours": ours_once, "transformers generate": peer_once}
-    got = rates(runs, dict.fromkeys(runs, batch * 64), rounds=5)
+    got = rates(runs, dict.fromkeys(runs, batch * ANSWER), rounds=DECODING_ROUNDS)
     record(f"decode/batch-{batch}", "tok/s", got.pop("ours"), got)
 
 

@@ -14,12 +14,13 @@ from statistics import median
 import numpy as np
 import pytest
 
-from tests.bench.measure import record
+from tests.bench.measure import record, sized
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1800)]
-ROUNDS, STEPS, WARM = 3, 60, 20  # the first steps are not counted
-VOCABULARY, LENGTH = 4608, 256
-NEVER = 10**6
+ROUNDS, STEPS, WARM = sized((3, 50, 10), (1, 10, 2))  # the first steps are not counted
+VOCABULARY, LENGTH = sized((4608, 256), (256, 32))
+PRESET = sized(["preset=demo"], ["preset=test", "pretrain.batch_rows=2"])
+EVERY, NEVER = sized(50, 4), 10**6  # steps between checkpoints
 
 
 def speed(kind: str, folder: Path, *, threads: int, every: int = NEVER) -> float:
@@ -28,7 +29,8 @@ def speed(kind: str, folder: Path, *, threads: int, every: int = NEVER) -> float
     return float(done.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", sized([1, 2], [1]))
 def test_feed(tmp_path: Path, threads: int) -> None:
     found: dict[str, list[float]] = {"ray": [], "bare": []}
     for number in range(ROUNDS):
@@ -38,31 +40,32 @@ def test_feed(tmp_path: Path, threads: int) -> None:
 
 
 def test_checkpoints(tmp_path: Path) -> None:
-    found: dict[int, list[float]] = {50: [], NEVER: []}
+    found: dict[int, list[float]] = {EVERY: [], NEVER: []}
     for number in range(ROUNDS):
         for every, speeds in found.items():
             speeds.append(speed("bare", tmp_path / f"{every} {number}", threads=1, every=every))
-    record("checkpoint/50 steps", "tok/s", median(found[50]), {"without checkpoints": median(found[NEVER])})
+    record(f"checkpoint/{EVERY} steps", "tok/s", median(found[EVERY]), {"without checkpoints": median(found[NEVER])})
 
 
 def train(kind: str, threads: int, every: int, folder: Path) -> float:
     """The demo's model on random rows."""
     from conf.entry import compose
-    from moe.allocator import keep_buffers
     from moe.decoder import new_decoder
-    from trainers.course import Course
-    from trainers.feed import DirectFeed
-    from trainers.loop import fit, learn
-    from trainers.objectives import LANGUAGE_MODEL
-    from trainers.packing import Row
-    from trainers.plan import Plan
-    from trainers.rows import write_rows
+    from moe.kernels.allocator import keep_buffers
+    from moe.training.objectives import LANGUAGE_MODEL
+    from trainers.loop.loop import fit, learn
+    from trainers.loop.recipe import Plan
+    from trainers.rows.feed import DirectFeed
+    from trainers.rows.mixture import Course
+    from trainers.rows.packing import Row
+    from trainers.rows.rows import write_rows
 
-    dice, ones = np.random.default_rng(0), np.ones(LENGTH)
-    rows = [Row(dice.integers(0, VOCABULARY, LENGTH), ones, np.arange(LENGTH) > 0) for _ in range(512)]
+    dice = np.random.default_rng(0)
+    segments, loss = np.ones(LENGTH, np.int32), (np.arange(LENGTH) > 0).astype(np.uint8)
+    rows = [Row(dice.integers(0, VOCABULARY, LENGTH, np.int32), segments, loss) for _ in range(512)]
     write_rows(folder / "rows", rows, row_length=LENGTH, rows_per_shard=512, meta={"tokenizer": "none"})
     knobs = [f"pretrain.steps={STEPS + WARM}", f"pretrain.save_every={every}", f"pretrain.eval_every={NEVER}"]
-    cfg = compose(["preset=demo", f"run.dir={folder}", f"cluster.threads={threads}", "pretrain.eval_rows=1", *knobs])
+    cfg = compose([*PRESET, f"run.dir={folder}", f"cluster.threads={threads}", "pretrain.eval_rows=1", *knobs])
     plan = Plan.of(
         cfg,
         "base",
@@ -81,7 +84,7 @@ def train(kind: str, threads: int, every: int, folder: Path) -> float:
     else:
         keep_buffers()
         learn(plan.settled(), lambda at: DirectFeed(plan.course, seed=plan.seed, position=at))
-    from cluster.tracker import read_metrics
+    from cluster.tracking.tracker import read_metrics
 
     lines = [line for line in read_metrics(plan.folder) if line["step"] > WARM and "time/step" in line]
     taken = lines[-1]["tokens"] - lines[0]["tokens"]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import fault
-from conf.schema import InputError, Run
+from conf.errors import InputError
+from conf.knobs.running import Run
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,8 @@ def test_a_run_that_is_no_test_refuses_to_be_hurt(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FAULT", "here:1")
     with pytest.raises(InputError, match=r"FAULT=here:1 is not"):
         fault.check(Run(faults=True))
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    ("FAULT hurts no real run", "cluster/fault.py", "    if text and not run.faults:", "    if False:", None),
+]

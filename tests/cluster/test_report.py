@@ -18,7 +18,9 @@ from cluster.costs import Costs
 from cluster.plots import Line, Panel, heat_map, line_plot
 from cluster.report import load_table, main
 from cluster.storage import write_manifest
-from conf.schema import Config, InputError, Run
+from conf.errors import InputError
+from conf.knobs.running import Run
+from conf.schema import Config
 
 
 def stage(run: Path, name: str, metrics: Mapping[str, float], rows: Sequence[Mapping[str, float | str]]) -> None:
@@ -47,7 +49,7 @@ def fill(run: Path) -> None:
     )
     stage(run, "chat", {"form_ok": 0.82, "rhyme_ok": 0.1, "only_chat": 1}, [{"step": 1, "time": 1, "loss": "nan"}])
     stage(run, "rl", {"form_ok": 0.97, "rhyme_ok": 0.35}, [{"step": 1, "time": 1, "critic/score/mean": 0.5}])
-    samples = [{"prompt": "作诗<script>", "base": "", "chat": "春风。秋月。", "rl": "a & b"}]
+    samples = [{"prompt": "作诗<script>", "base": "", "chat": "春风。\n秋月。", "rl": "a & b"}]
     (run / "rl" / "samples.json").write_text(json.dumps(samples))
 
 
@@ -93,7 +95,35 @@ def test_report_shows_what_the_stages_measured(cfg: Config) -> None:
     assert "dense twin" not in text
 
 
-def test_report_escapes_and_sets_verse_in_lines(cfg: Config) -> None:
+def test_models_are_compared_with_their_intervals(cfg: Config) -> None:
+    fill(cfg.run.folder)
+    stage(cfg.run.folder, "compared", {}, [])
+    cells = {
+        "chat": {"rules": {"mean": 0.5, "low": 0.25, "high": 0.75}, "distinct_2": {"mean": 0.125}},
+        "<rl>": {
+            "rules": {"mean": 0.75, "low": 0.5, "high": 1.0, "gain": {"mean": 0.25, "low": 0.125, "high": 0.375}},
+            "kl": {"mean": 7.5, "low": 7.0, "high": 8.0},
+            "task/late": {"mean": 1.0, "low": 1.0, "high": 1.0, "gain": {"mean": -0.5, "low": -1.5, "high": 0.5}},
+        },
+    }
+    (cfg.run.folder / "compared" / "comparison.json").write_text(json.dumps(cells))
+    samples = [{"prompt": "p", "chat": "c", "hfft": "the best"}]
+    (cfg.run.folder / "compared" / "samples.json").write_text(json.dumps(samples))
+    main(cfg)
+    text = (cfg.run.folder / "report.html").read_text()
+    assert '<th class="n">chat</th><th class="n">&lt;rl&gt;</th>' in text
+    assert (
+        '<th>rules</th><td class="n">0.5 [0.25, 0.75]</td>'
+        '<td class="n">0.75 [0.5, 1]<br>▲ +0.25 [+0.125, +0.375]</td>' in text
+    )
+    assert '<th>kl</th><td></td><td class="n">7.5 [7, 8]</td>' in text
+    assert '<td class="n">1 [1, 1]<br>-0.5 [-1.5, +0.5]</td>' in text  # its interval has zero in it
+    assert '<th>distinct_2</th><td class="n">0.125</td><td></td>' in text
+    assert text.index("<th>rules</th>") < text.index("<th>task/late</th>")
+    assert "<h4>hfft</h4><p>the best</p>" in text and "a &amp; b" not in text
+
+
+def test_report_escapes_what_models_and_users_wrote(cfg: Config) -> None:
     fill(cfg.run.folder)
     main(cfg)
     text = (cfg.run.folder / "report.html").read_text()
@@ -203,3 +233,21 @@ def test_a_dense_twin_is_drawn_against_what_both_cost(cfg: Config) -> None:
     }
     for name, (ours, theirs) in rows.items():
         assert f'<tr><th>{name}</th><td class="n">{ours}</td><td class="n">{theirs}</td></tr>' in text
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "time is summed over steps",
+        "cluster/costs.py",
+        'line["time/step"] * (line["step"] - before)',
+        'line["time/step"]',
+        None,
+    ),
+    (
+        "a difference that may be none is not marked",
+        "cluster/report.py",
+        'mark = "▲ " if low > 0 else "▼ " if high < 0 else ""',
+        'mark = "▲ " if mean > 0 else "▼ "',
+        "test_models_are_compared_with_their_intervals",
+    ),
+]

@@ -4,13 +4,20 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.run import Stage, newest_model, open_stage, read_manifest
-from conf.schema import Config, InputError, Run
+from cluster.agreement import product
+from cluster.checkpoints import checkpoint_path
+from cluster.run import Stage, model_stage, newest_model, open_stage, present, read_manifest
+from cluster.storage import committed, read_json, sha256, write_manifest
+from conf.errors import InputError
+from conf.knobs.running import Run
+from conf.knobs.training import SpikeAction, Spikes
+from conf.schema import Config
 
 
 @pytest.fixture
@@ -22,7 +29,7 @@ def make(cfg: Config, name: str = "corpus", reads: tuple[str, ...] = (), **setti
     with open_stage(cfg, name, reads=reads, settings=settings or {"optim": cfg.optim}) as stage:
         if not stage.done:
             (stage.folder / "out").write_text(name)
-            (stage.folder / "checkpoints").mkdir()
+            (stage.folder / "checkpoints").mkdir(exist_ok=True)
             stage.finish({"loss": 1.5, "worst": float("inf")})
         return stage
 
@@ -64,13 +71,172 @@ def test_another_setting_is_refused_by_name_or_set_aside(cfg: Config) -> None:
 
 
 def test_a_knob_that_cannot_alter_the_result_may_change(cfg: Config) -> None:
-    make(cfg, pretrain={"keep": 2, "steps": 5})
-    assert make(cfg, pretrain={"keep": 9, "steps": 5}).done
-    with pytest.raises(InputError, match="pretrain.steps=5, now pretrain.steps=6"):
-        make(cfg, pretrain={"keep": 2, "steps": 6})
+    often = {"steps": 5, "log_every": 5, "eval_every": 5, "save_every": 5, "keep": 2, "patience": 0}
+    make(cfg, pretrain=often)
+    before = (cfg.run.folder / "corpus" / "manifest.json").read_bytes()
+    assert make(cfg, pretrain=often | {"log_every": 1, "eval_every": 1, "save_every": 1, "keep": 9}).done
+    assert (cfg.run.folder / "corpus" / "manifest.json").read_bytes() == before
+    with pytest.raises(InputError) as refused:
+        make(cfg, pretrain=often | {"steps": 6})
+    assert str(refused.value) == (
+        f"{cfg.run.folder}/corpus: made with pretrain.steps=5, now pretrain.steps=6: it is done, and keeps no "
+        f"checkpoint to go on from; another run can train on from its model: parent.model={cfg.run.folder}/corpus; "
+        "choose another run.name, or run.rebuild=true to set the old one aside"
+    )
     cfg.run.seed = 8
     with pytest.raises(InputError, match="run.seed=7, now run.seed=8"):
-        make(cfg, pretrain={"keep": 2, "steps": 5})
+        make(cfg, pretrain=often)
+
+
+def test_the_same_knob_decides_where_something_hangs_on_it(cfg: Config) -> None:
+    make(cfg, "base", pretrain={"eval_every": 5, "patience": 1})
+    with pytest.raises(InputError, match="made with pretrain.eval_every=5, now pretrain.eval_every=6; choose"):
+        make(cfg, "base", pretrain={"eval_every": 6, "patience": 1})
+    make(cfg, "chat", sft={"save_every": 5}, spikes=Spikes(action=SpikeAction.rollback))
+    with pytest.raises(InputError, match="made with sft.save_every=5, now sft.save_every=6; choose"):
+        make(cfg, "chat", sft={"save_every": 6}, spikes=Spikes(action=SpikeAction.rollback))
+
+
+def begin(cfg: Config, *, saved: bool, longer: Any = None, **settings: Any) -> Path:
+    """Cut a stage short, with a checkpoint of step 20 or without one; its folder."""
+    with pytest.raises(KeyboardInterrupt), open_stage(cfg, "base", reads=[], settings=settings, longer=longer) as stage:
+        (stage.folder / "half").write_text("x")
+        (stage.folder / "checkpoints").mkdir(exist_ok=True)
+        if saved:
+            with committed(checkpoint_path(stage.folder / "checkpoints", 20)):
+                pass
+        raise KeyboardInterrupt
+    return stage.folder
+
+
+def test_a_stage_of_which_nothing_was_saved_begins_anew(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = begin(cfg, saved=False, sft={"files": {}})
+    with open_stage(cfg, "base", reads=[], settings={"sft": {"files": {"a": "1"}}}) as stage:
+        assert not stage.done and [path.name for path in folder.iterdir()] == ["stage.json"]
+    assert capsys.readouterr().out == (
+        "base: begins anew, for nothing of it was saved: made with sft.files.a=none, now sft.files.a=1\n"
+    )
+    begin(cfg, saved=True, sft={"files": {"a": "1"}})
+    with pytest.raises(InputError, match="made with sft.files.a=1, now sft.files.a=2; choose another run.name"):
+        begin(cfg, saved=False, sft={"files": {"a": "2"}})
+    assert (folder / "half").exists()
+
+
+def test_a_stage_that_was_begun_goes_on_to_another_length_where_it_can(cfg: Config) -> None:
+    asked: list[tuple[Any, int]] = []
+
+    def longer(before: Any, step: int) -> str:
+        asked.append((before["pretrain.steps"], step))
+        return why
+
+    begin(cfg, saved=True, pretrain={"steps": 40})
+    why = "it has saved step 20, which lies in the decay of 40 steps"
+    with pytest.raises(InputError, match="pretrain.steps=40, now pretrain.steps=60: it has saved step 20, which lies"):
+        begin(cfg, saved=True, longer=longer, pretrain={"steps": 60})
+    why = ""
+    begin(cfg, saved=True, longer=longer, pretrain={"steps": 60})
+    assert asked == [(40, 20), (40, 20)]
+    assert make(cfg, "base", pretrain={"steps": 60}).done
+    assert read_manifest(cfg.run.folder / "base")["config"]["pretrain"] == {"steps": 60}
+
+
+def test_what_changes_the_last_bits_only_is_told(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(cfg, saved=True, ppo={"rollouts": 2})
+    begin(cfg, saved=True, ppo={"rollouts": 3})
+    told = "base: made with ppo.rollouts=2, now ppo.rollouts=3: the result is the same to rounding, not to the bit\n"
+    assert capsys.readouterr().out == told
+    make(cfg, "base", ppo={"rollouts": 3})
+    assert make(cfg, "base", ppo={"rollouts": 4}).done and capsys.readouterr().out == ""
+
+
+def measure(cfg: Config, prompts: int, *, fails: bool = False) -> Stage:
+    """A stage that makes `out` and measures so many answers."""
+    settings = {"optim": cfg.optim, "evaluate.prompts": prompts}
+    with open_stage(cfg, "chat", reads=[], settings=settings, measured=["answers.json"]) as stage:
+        if not stage.done:
+            if not stage.made:
+                (stage.folder / "out").write_text(f"made {time.time_ns()}")
+            (stage.folder / "answers.json").write_text(str(prompts))
+            if fails:
+                raise KeyboardInterrupt
+            stage.finish({"answers": prompts})
+    return stage
+
+
+def test_a_finished_stage_is_measured_again_and_what_reads_it_stays(
+    cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = measure(cfg, 5).folder
+    made, before = (folder / "out").read_text(), read_manifest(folder)
+    reader = make(cfg, "ranked", reads=("chat",))
+    kept = (reader.folder / "manifest.json").read_bytes()
+    assert measure(cfg, 9).metrics == {"answers": 9}
+    assert capsys.readouterr().out == "chat: measured again: evaluate.prompts=5, now 9\n"
+    after = read_manifest(folder)
+    assert (folder / "out").read_text() == made and after["metrics"] == {"answers": 9}
+    assert after["config"]["evaluate.prompts"] == 9
+    assert [after[name] for name in ("product", "code", "seconds")] == [
+        before[name] for name in ("product", "code", "seconds")
+    ]
+    assert after["files"]["answers.json"] != before["files"]["answers.json"]
+    assert make(cfg, "ranked", reads=("chat",)).done and (reader.folder / "manifest.json").read_bytes() == kept
+    # killed while it measures: what it made is there, and nothing is taken for finished
+    with pytest.raises(KeyboardInterrupt):
+        measure(cfg, 7, fails=True)
+    assert not (folder / "manifest.json").exists()
+    assert measure(cfg, 7).metrics == {"answers": 7} and (folder / "out").read_text() == made
+    assert read_manifest(folder)["product"] == before["product"]
+    with pytest.raises(KeyboardInterrupt):
+        measure(cfg, 8, fails=True)
+    (folder / "out").write_text("x" * len(made))
+    with pytest.raises(InputError, match="chat/out was changed after it was written"):
+        measure(cfg, 8)
+
+
+def test_the_product_is_the_same_however_it_was_measured(cfg: Config) -> None:
+    settings = {"config": {"evaluate.prompts": 5, "optim": {"lr": 1.0}}, "stage": "chat"}
+    files = {"out": "1", "answers.json": "2"}
+    assert product(settings, files, ["answers.json"]) == product(
+        {"config": {"evaluate.prompts": 9, "optim": {"lr": 1.0}}, "stage": "chat"},
+        files | {"answers.json": "3"},
+        ["answers.json"],
+    )
+    assert product(settings, files, ["answers.json"]) != product(settings, files | {"out": "2"}, ["answers.json"])
+    other = {"config": {"evaluate.prompts": 5, "optim": {"lr": 2.0}}, "stage": "chat"}
+    assert product(settings, files, ["answers.json"]) != product(other, files, ["answers.json"])
+
+
+def test_what_an_older_version_made_is_measured_again_too(cfg: Config) -> None:
+    folder = measure(cfg, 5).folder
+    old = read_json(folder / "manifest.json")
+    write_manifest(folder, {name: value for name, value in old.items() if name not in ("product", "sealed")})
+    reader = make(cfg, "ranked", reads=("chat",))
+    assert read_manifest(reader.folder)["inputs"]["chat"] == sha256(folder / "manifest.json")
+    assert measure(cfg, 9).metrics == {"answers": 9}
+    assert make(cfg, "ranked", reads=("chat",)).metrics == reader.metrics
+
+
+def test_what_is_refused_leaves_nothing_behind(cfg: Config) -> None:
+    with pytest.raises(InputError, match="stage chat reads stage base"):
+        make(cfg, "chat", reads=("base",))
+    assert not cfg.run.folder.exists()
+    with pytest.raises(InputError, match="no room"), open_stage(cfg, "corpus", reads=[], settings={}):
+        raise InputError("no room")
+    assert not cfg.run.folder.exists()
+    make(cfg)
+    with pytest.raises(InputError, match="no room"), open_stage(cfg, "base", reads=["corpus"], settings={}):
+        raise InputError("no room")
+    assert sorted(path.name for path in cfg.run.folder.iterdir()) == [".base.lock", ".corpus.lock", "corpus"]
+
+
+def test_where_a_model_comes_from(cfg: Config) -> None:
+    assert model_stage(cfg, "base", ()) == "base" and model_stage(cfg, "chat", ()) == "chat"
+    cfg.parent.model = "elsewhere"
+    assert model_stage(cfg, "base", ()) == "parent" and model_stage(cfg, "chat", ("tasks",)) == "parent"
+    assert model_stage(cfg, "base", {"base"}) == "base" and model_stage(cfg, "chat", {"chat"}) == "chat"
+    assert model_stage(cfg, "chat", {"base"}) == "chat"  # which is to be made of it first
+    begin(cfg, saved=False)
+    assert present(cfg) == {"base"} and present(cfg, finished=True) == set()
 
 
 def test_inputs_must_be_there_whole_and_the_same(cfg: Config) -> None:
@@ -92,8 +258,12 @@ def test_inputs_must_be_there_whole_and_the_same(cfg: Config) -> None:
     cfg.run.rebuild = True
     make(cfg)
     cfg.run.rebuild = False
+    assert make(cfg, "tokens", reads=("corpus",)).done  # made anew, and the same
+    cfg.optim.lr, cfg.run.rebuild = 0.5, True
+    make(cfg, optim=cfg.optim)
+    cfg.run.rebuild = False
     with pytest.raises(InputError, match="tokens: made from another corpus stage than the one that is there now"):
-        make(cfg, "tokens", reads=("corpus",))
+        make(cfg, "tokens", reads=("corpus",), optim=Config().optim)
 
 
 def test_two_processes_cannot_hold_one_stage(cfg: Config) -> None:
@@ -133,3 +303,42 @@ def test_the_newest_model_is_of_the_last_finished_stage(cfg: Config, tmp_path: P
         newest()
     with pytest.raises(InputError, match=f"serve.model={tmp_path}: no model here"):
         newest(str(tmp_path))
+
+
+def test_an_address_is_no_folder() -> None:
+    with pytest.raises(InputError, match="run.dir=s3://bucket/x is an address, and a run lives in a folder of a file"):
+        Run(dir="s3://bucket/x")
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "a stage that is measured again keeps what it is known by",
+        "cluster/run.py",
+        'kept["product"] = key(folder)',
+        'kept["product"] = "new"',
+        None,
+    ),
+    (
+        "what a stage is known by does not hang on its measurement",
+        "cluster/agreement.py",
+        "for name, digest in files.items() if name not in measured}",
+        "for name, digest in files.items()}",
+        "test_the_product_is_the_same_however_it_was_measured",
+    ),
+    (
+        "what was made is looked at before it is measured",
+        "cluster/agreement.py",
+        'verify_files(folder, before["made"])',
+        "pass",
+        None,
+    ),
+    (
+        "a stage with a checkpoint is not thrown away",
+        "cluster/agreement.py",
+        "return bool(saved) or",
+        "return",
+        None,
+    ),
+    ("a refused stage leaves no folder", "cluster/run.py", "shutil.rmtree(folder)  # refused", "pass  # refused", None),
+    ("a refused command leaves no run", "cluster/locks.py", "path.parent.rmdir()", "pass", None),
+]

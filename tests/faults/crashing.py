@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from cluster import fault, storage
-from cluster.saver import Saver
-from conf.schema import Checkpoints, InputError
+from conf.errors import InputError
+from tests.cluster.saving import save_checkpoint
 
 NEW = b"new" * 20_000
 ANY_TRACER = 0x59616D61, ctypes.c_ulong(-1)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY: where Yama would not let strace
@@ -34,12 +34,7 @@ def write(folder: Path) -> None:
 
 def save(folder: Path, how: str) -> None:
     """There are checkpoints of the steps 1 and 2."""
-    if how == "alone":
-        storage.save_checkpoint(folder, 3, write, keep=2)
-    else:
-        cfg = Checkpoints(asynchronous=how == "asynchronous")
-        with Saver(folder, cfg, keep=2, rank=0, world=1, attempt="new") as saver:
-            saver.save(2 if how == "again" else 3, write)
+    save_checkpoint(folder, 2 if how == "again" else 3, write, keep=2, asynchronous=how == "asynchronous")
 
 
 def hurt_at(number: int, code: int) -> Callable[[], bool]:

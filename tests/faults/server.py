@@ -50,23 +50,32 @@ class Server:
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=600)
         self._scratch.cleanup()
 
     def run(
-        self, kind: str, folder: Path, *, workers: int = 0, kill_after: float | None = None, fault: str = ""
+        self,
+        kind: str,
+        folder: Path,
+        *,
+        workers: int = 0,
+        kill_after: float | None = None,
+        stop_after: float | None = None,
+        fault: str = "",
     ) -> Ended:
         """Train a stage of tests.faults.stages from its newest checkpoint, until done or killed.
 
         `workers`: 0 trains in one process without a process group, else in so many with bitwise the same result.
-        `kill_after` seconds all get SIGKILL; `fault` is armed in each (cluster.fault).
+        `kill_after` seconds all get SIGKILL, `stop_after` seconds the first SIGTERM; `fault` is armed in each
+        (cluster.fault).
         """
         if not (folder / "rows").exists():  # made once, and by nobody who may be killed
             if kind not in self._made:
                 self._made[kind] = Path(tempfile.mkdtemp(dir=self._scratch.name))
                 stage_plan(kind, self._made[kind])
             shutil.copytree(self._made[kind], folder, dirs_exist_ok=True)
-        asked = {"kind": kind, "folder": str(folder), "workers": workers, "kill_after": kill_after, "fault": fault}
+        asked = {"kind": kind, "folder": str(folder), "workers": workers, "kill_after": kill_after}
+        asked |= {"stop_after": stop_after, "fault": fault}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
@@ -79,7 +88,7 @@ def _serve() -> None:
     import torch  # noqa: F401  before the fork, and so is what follows
 
     import tests.faults.stages  # noqa: F401
-    import trainers.loop  # noqa: F401
+    import trainers.loop.loop  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the workers print is no answer
@@ -89,7 +98,7 @@ def _serve() -> None:
         world = max(1, asked["workers"])
         meeting = tempfile.mktemp(prefix="conclave-")
         workers = [_fork(asked, rank, world, meeting) for rank in range(world)]
-        codes = _wait(workers, began + asked["kill_after"] if asked["kill_after"] is not None else float("inf"))
+        codes = _wait(workers, began, kill_after=asked["kill_after"], stop_after=asked["stop_after"])
         Path(meeting).unlink(missing_ok=True)
         print(json.dumps({"codes": codes, "seconds": time.monotonic() - began}), file=answers, flush=True)
 
@@ -102,6 +111,8 @@ def _fork(asked: dict[str, str], rank: int, world: int, meeting: str) -> int:
     try:
         _train(asked, rank, world, meeting)
         code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
     except BaseException:
         import traceback
 
@@ -115,28 +126,37 @@ def _train(asked: dict[str, str], rank: int, world: int, meeting: str) -> None:
     import torch.distributed as dist
 
     from cluster import fault
+    from cluster.stopping import deferred, stoppable
     from tests.faults.stages import logged, spread, stage_plan
-    from trainers.loop import learn
+    from trainers.loop.loop import learn
 
-    fault.arm(asked["fault"])
+    fault.arm("" if rank and asked["fault"].endswith(":term") else asked["fault"])
     plan = stage_plan(asked["kind"], Path(asked["folder"]))
     if asked["workers"]:
         plan = spread(plan, world)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    learn(plan, logged(plan, rank, world))
+    if rank == 0:  # as the driver does, which alone gets signals
+        with stoppable("trainers.pretrain"), deferred(plan.checkpoints):
+            learn(plan, logged(plan, rank, world))
+    else:
+        learn(plan, logged(plan, rank, world))
     if world > 1:
         dist.destroy_process_group()
 
 
-def _wait(workers: list[int], deadline: float) -> list[int]:
+def _wait(workers: list[int], began: float, *, kill_after: float | None, stop_after: float | None) -> list[int]:
     """Exit codes; at the deadline, or when one of them failed, the others are killed."""
     codes: dict[int, int] = {}
+    deadline, stop = (began + after if after is not None else float("inf") for after in (kill_after, stop_after))
     while len(codes) < len(workers):
         for process in workers:
             if process not in codes and (done := os.waitpid(process, os.WNOHANG))[0]:
                 codes[process] = os.waitstatus_to_exitcode(done[1])
-        if time.monotonic() > deadline or any(codes.values()):
+        if time.monotonic() > stop and workers[0] not in codes:
+            os.kill(workers[0], signal.SIGTERM)
+            stop = float("inf")
+        if time.monotonic() > deadline or set(codes.values()) - {0, 128 + signal.SIGTERM}:
             for process in workers:
                 if process not in codes:
                     os.kill(process, signal.SIGKILL)

@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from conf.schema import Adapt, Checkpoints, Cluster, Compute, Optim, RewardLoss, SpikeAction, Spikes
-from moe.adapt import adapt
+from conf.knobs.alignment import RewardLoss
+from conf.knobs.model import Adapt, Compute
+from conf.knobs.running import Cluster
+from conf.knobs.training import Checkpoints, Optim, SpikeAction, Spikes
 from moe.decoder import Decoder, new_decoder
+from moe.training.adapt import adapt
+from moe.training.objectives import Batch
 from tests.trainers.training import CFG, LENGTH, VOCABULARY, direct, documents, plan_for
-from trainers.course import Course, Phase
-from trainers.feed import Feed
-from trainers.objectives import Batch
-from trainers.packing import pack
-from trainers.plan import Plan
+from trainers.loop.recipe import Plan
 from trainers.preferences import NO_SCORE, Ranking, preference
 from trainers.preferences import pack as pack_rankings
-from trainers.rows import write_rows
+from trainers.rows.feed import Feed
+from trainers.rows.mixture import Course, Phase
+from trainers.rows.packing import pack
+from trainers.rows.rows import write_rows
 
 META = {"tokenizer": "none"}
 HEAD = ("total", "helpful")

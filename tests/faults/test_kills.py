@@ -1,11 +1,12 @@
 """SIGKILL at any moment of a supervised stage, and the same command again: bitwise the end of a run left alone.
 
-Planted bugs these turn red: see tests/trainers/test_loop.py, which breaks runs off within one process.
+Planted bugs these turn red: see tests/trainers/loop/test_loop.py, which breaks runs off within one process.
 """
 
 import hashlib
 import json
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from cluster.storage import newest_checkpoint, read_json
-from cluster.tracker import read_metrics
+from cluster.checkpoints import newest_checkpoint, newest_step
+from cluster.storage import read_json
+from cluster.tracking.tracker import read_metrics
 from tests.faults.server import Server
 from tests.faults.stages import stage_plan
-from trainers.feed import PROGRESS
-from trainers.state import State
+from trainers.loop.state import State
+from trainers.rows.feed import PROGRESS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.slow
 POINTS = {  # how often a process that goes on from a checkpoint reaches it before it is killed
     "train.fed": 8,
     "train.gradients": 4,
@@ -34,6 +36,7 @@ POINTS = {  # how often a process that goes on from a checkpoint reaches it befo
     "save.pruned": 1,
 }
 KILLS = {"base": 20, "chat": 10, "reward": 10}  # at random times, beside one at each point
+STOPS = 20  # of each kind of stage, at random times
 End = dict[str, dict[str, object]]
 
 
@@ -122,6 +125,41 @@ def test_sigkill_at_every_named_point_changes_no_bit(
     assert server.run(kind, tmp_path).codes == [0]
     assert_same(end(tmp_path), undisturbed[kind][0])
     check_rows(tmp_path, kind)
+
+
+@pytest.mark.parametrize("kind", KILLS)
+def test_sigterm_at_random_times_changes_no_bit(
+    server: Server, undisturbed: dict[str, tuple[End, float]], tmp_path: Path, kind: str
+) -> None:
+    """Each ends within the step that it is in, with 143, and the same command goes on from there."""
+    expected, seconds = undisturbed[kind]
+    dice, stopped, trial = random.Random(f"{kind} 2"), 0, 0
+    while stopped < STOPS:
+        folder, trial = tmp_path / str(trial), trial + 1
+        while stopped < STOPS:
+            before = newest_step(folder / "checkpoints")
+            ended = server.run(kind, folder, stop_after=dice.uniform(0.15, 0.7) * seconds)
+            if ended.codes == [0]:
+                break
+            # before the signals are ours it is a kill like any other
+            assert ended.codes == [128 + signal.SIGTERM] or ended.codes == [-signal.SIGTERM]
+            if ended.codes == [128 + signal.SIGTERM]:
+                stopped += 1
+                assert newest_step(folder / "checkpoints") > before or kind == "chat"  # which may just have gone back
+        assert server.run(kind, folder).codes == [0]
+        assert_same(end(folder), expected)
+        check_rows(folder, kind)
+
+
+def test_sigterm_of_several_workers_changes_no_bit(server: Server, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert server.run("base", whole, workers=2).codes == [0, 0]
+    for workers, point in ((2, "train.fed:8"), (4, "train.stepped:7"), (2, "train.gradients:11")):
+        ended = server.run("base", stopped, workers=workers, fault=f"{point}:term")
+        assert sorted(ended.codes) == [0] * (workers - 1) + [128 + signal.SIGTERM]
+    assert server.run("base", stopped, workers=2).codes == [0, 0]
+    assert_same(end(stopped), end(whole))
+    check_rows(stopped, "base")
 
 
 def test_the_runs_have_what_a_checkpoint_must_not_lose(

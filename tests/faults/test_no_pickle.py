@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.checkpoints import newest_checkpoint
 from cluster.saver import Saver
-from cluster.storage import newest_checkpoint
-from conf.schema import Checkpoints, InputError, Model, Optim
-from moe import checkpoint
+from conf.errors import InputError
+from conf.knobs.model import Model
+from conf.knobs.training import Checkpoints, Optim
 from moe.decoder import Decoder, new_decoder
-from moe.optimizer import new_optimizer
+from moe.training import checkpoint
+from moe.training.optimizer import new_optimizer
 
 ROOT = Path(__file__).parents[2]
 OURS = ("conf", "moe", "cluster", "trainers", "rlhf", "serving")

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.tracker import read_metrics
+from cluster.tracking.tracker import read_metrics
+from conf.errors import InputError, user_error
 from moe.decoder import Decoder
+from moe.training.objectives import LANGUAGE_MODEL, Batch, Loss
 from tests.faults.stages import logged, spread, stage_plan
-from trainers.loop import fit, learn, result
-from trainers.objectives import LANGUAGE_MODEL, Batch, Loss
-from trainers.plan import Plan
+from trainers.loop.loop import fit, learn, result
+from trainers.loop.recipe import Plan
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def deadly(plan: Plan, once: Path, at: int) -> Plan:
@@ -28,6 +29,22 @@ def deadly(plan: Plan, once: Path, at: int) -> Plan:
         return LANGUAGE_MODEL.loss(model, batch)
 
     return replace(plan, objective=replace(LANGUAGE_MODEL, loss=loss))
+
+
+@pytest.mark.parametrize("error", [InputError("optim.lr=9 diverged; try 1e-3"), OSError(28, "No space left", "/run")])
+def test_what_would_only_happen_again_is_not_tried_again(ray_cluster: None, tmp_path: Path, error: Exception) -> None:
+    plan = spread(stage_plan("base", tmp_path, steps=24), 1)
+
+    def loss(model: Decoder, batch: Batch) -> Loss:
+        with open(tmp_path / "tries", "a") as tries:
+            tries.write("x")
+        raise error
+
+    plan = replace(plan, objective=replace(LANGUAGE_MODEL, loss=loss))
+    with pytest.raises(Exception) as raised:
+        fit(plan)
+    assert str(error) in str(user_error(raised.value))
+    assert (tmp_path / "tries").read_text() == "x"
 
 
 def test_a_killed_worker_is_restarted_and_the_end_is_the_same(ray_cluster: None, tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 import pytest
 
-from cluster import storage
+from cluster import checkpoints, storage
 from cluster.saver import Saver
-from conf.schema import Checkpoints
+from conf.knobs.training import Checkpoints
+from tests.cluster.saving import save_checkpoint
 from tests.faults.crashing import NEW
 
-HOW = ("next", "again", "alone")  # a new checkpoint; one in the place of an old one; without a Saver
+HOW = ("next", "again")  # a new checkpoint; one in the place of an old one
 CHANGING = "open creat write writev pwrite64 fsync fdatasync ftruncate rename renameat renameat2 link linkat symlink"
 CHANGING += " unlink unlinkat rmdir mkdir mkdirat chmod fchmod openat"
 POINTS = ("begun", "written", "sealed", "renamed", "pruned")
@@ -45,7 +46,7 @@ class Server:
         self.scratch, self.number = scratch, count()
         self.before = scratch / "before"
         for step in (1, 2):
-            storage.save_checkpoint(self.before, step, partial(old, step), keep=2)
+            save_checkpoint(self.before, step, partial(old, step), keep=2)
         script = Path(__file__).with_name("crashing.py")
         self.process = subprocess.Popen([sys.executable, script], stdin=-1, stdout=-1, text=True, bufsize=1)
 
@@ -97,7 +98,7 @@ def server() -> Iterator[Server]:
 def check(ended: Ended, how: str) -> None:
     """The newest checkpoint is whole, whatever else is visible is so too, and the next save finds its way."""
     folder = ended.folder
-    found = storage.newest_checkpoint(folder)
+    found = checkpoints.newest_checkpoint(folder)
     assert found is not None
     step, path = found
     content = (path / "weights").read_bytes()
@@ -109,7 +110,7 @@ def check(ended: Ended, how: str) -> None:
             storage.verify(visible)
     with Saver(folder, Checkpoints(), keep=2, rank=0, world=1, attempt="later") as saver:
         saver.save(4, partial(old, 4))
-    assert storage.newest_checkpoint(folder) == (4, folder / "step-00000004")
+    assert checkpoints.newest_checkpoint(folder) == (4, folder / "step-00000004")
     assert sorted(path.name for path in folder.iterdir()) == [f"step-{step:08d}", "step-00000004"]
     shutil.rmtree(folder)
 
@@ -133,7 +134,7 @@ def test_a_save_hurt_at_a_fault_point_leaves_a_valid_checkpoint(server: Server, 
     for point in POINTS:
         ended = server.save(how, f"save.{point}:1:{action}")
         assert ended.code == (-signal.SIGKILL if action == "kill" else 1), point
-        found = storage.newest_checkpoint(ended.folder)
+        found = checkpoints.newest_checkpoint(ended.folder)
         assert found is not None
         saved = (found[1] / "weights").read_bytes() == NEW
         assert saved == (point in ("renamed", "pruned")), point

@@ -1,12 +1,22 @@
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+import torch
 
-from conf.schema import Model
-from moe import native
+from conf.knobs.model import Model
 from moe.decoder import Decoder, new_decoder
+from moe.kernels import native
+from moe.kernels.processor import Processor, processor, using
 
 VOCABULARY = 256
+WAYS = {
+    "AMD, C": Processor(kernels=True, onednn=True),  # with AVX-512
+    "Intel, C": Processor(kernels=True, onednn=False),
+    "AMD": Processor(kernels=False, onednn=True),
+    "Intel": Processor(kernels=False, onednn=False),  # and every other
+}
+MIXED = ("Intel, C", "AMD")
 
 
 @pytest.fixture(params=[True, False], ids=["qwen3_moe", "mixtral"])
@@ -36,13 +46,19 @@ def _kernels(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         return str(native.built().parents[1]), native.build()
 
 
+@pytest.fixture(scope="session")
+def kernels_cache(_kernels: tuple[str, str]) -> str:
+    """Where a process of a test finds the C kernels, as its XDG_CACHE_HOME."""
+    return _kernels[0]
+
+
 @pytest.fixture
 def kernels_built(_kernels: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """This test's process has the C kernels if the machine can build them; why not, else."""
     monkeypatch.setenv("XDG_CACHE_HOME", _kernels[0])
-    monkeypatch.delenv("CONCLAVE_NATIVE", raising=False)
     native._load.cache_clear()
-    yield _kernels[1]
+    with using(replace(processor(), kernels=True)):
+        yield _kernels[1]
     native._load.cache_clear()
 
 
@@ -54,10 +70,15 @@ def kernels(kernels_built: str) -> None:
         pytest.skip(kernels_built)
 
 
-@pytest.fixture(params=["torch", "native"])
-def either_path(request: pytest.FixtureRequest, kernels_built: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test runs twice: without the C kernels, and with them where the machine can build them."""
-    if request.param == "torch":
-        monkeypatch.setenv("CONCLAVE_NATIVE", "0")
-        native._load.cache_clear()
-    assert native.available() == (request.param == "native" and not kernels_built)
+# Of the four the two that differ in everything are quick; what the others add is that nothing hangs on a pair.
+@pytest.fixture(params=[pytest.param(way, marks=pytest.mark.slow if way in MIXED else ()) for way in WAYS])
+def any_processor(request: pytest.FixtureRequest, kernels_built: str) -> Iterator[Processor]:
+    """The test runs once in each way that some machine computes, whatever machine this is."""
+    way = WAYS[request.param]
+    if way.kernels and kernels_built:
+        pytest.skip(kernels_built)
+    if way.onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    with using(way):
+        assert native.available() == way.kernels
+        yield way

@@ -8,9 +8,12 @@ import tokenizers
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conf.schema import Config, Convert, Form, InputError, Parent
-from moe import convert, folder, gguf, parents
-from tests.moe.foreign_models import DENSE, VOCABULARY, foreign
+from conf.errors import InputError
+from conf.knobs.model import Convert, Form, Parent
+from conf.schema import Config
+from moe import convert
+from moe.formats import checkpoints, gguf, hugging_face
+from tests.moe.formats.foreign_models import DENSE, VOCABULARY, foreign
 
 BOTH = [Form.hugging_face, Form.gguf]
 
@@ -33,7 +36,7 @@ def test_both_forms_are_written_and_certified(kind: str, tmp_path: Path, capsys:
     assert all(entry["max_logit_difference"] < 1e-4 for entry in report["forms"])
     assert f"{target} as gguf: the logits differ by at most" in capsys.readouterr().out
     assert [path.name for path in target.parent.iterdir()] == ["target"]
-    one, other = folder.load(target), parents.read(target / "model.gguf")
+    one, other = hugging_face.load(target), checkpoints.read(target / "model.gguf")
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     assert one.vocab_size == VOCABULARY  # a parent's vocabulary is not padded
     assert one.cfg.experts == 4
@@ -80,3 +83,8 @@ def test_wrong_knobs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"convert.forms=\[\] writes nothing"):
         convert.main(config(mixture, target, upcycle=False, forms=[]))
     assert not target.exists()
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    ("an unproven conversion leaves nothing", "moe/convert.py", "shutil.rmtree(out, ignore_errors=True)", "pass", None),
+]

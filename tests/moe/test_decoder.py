@@ -6,7 +6,7 @@ import torch
 from moe.decoder import Decoder, layout
 from tests.moe.conftest import VOCABULARY
 
-pytestmark = pytest.mark.usefixtures("either_path")
+pytestmark = pytest.mark.usefixtures("any_processor")
 
 
 @pytest.fixture
@@ -60,3 +60,23 @@ def test_positions_count_from_the_start_of_a_segment() -> None:
 def test_an_empty_batch_works(model: Decoder) -> None:
     hidden = model(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long))
     assert hidden.states.shape == (0, 32) and torch.isfinite(hidden.auxiliary)
+
+
+def test_states_are_found_by_their_place_in_the_batch(model: Decoder, tokens: torch.Tensor) -> None:
+    segments = torch.tensor([[1, 1, 2, 2, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 2, 2, 2]])
+    hidden = model(tokens[:, :6], segments)
+    places = torch.tensor([1, 17, 3, 13])  # padding takes no state: 13 is the second token of the third row
+    assert torch.equal(hidden.at(places), hidden.states[[1, 9, 3, 5]])
+    assert torch.equal(hidden.before(places), hidden.states[[0, 8, 2, 4]])
+    assert hidden.before(places[:0]).shape == (0, 32)
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "packed documents do not see each other",
+        "moe/kernels/attention.py",
+        "(at >= self.starts.unsqueeze(2))",
+        "(at >= 0 * self.starts.unsqueeze(2))",
+        None,
+    ),
+]

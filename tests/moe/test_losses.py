@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conf.schema import Model, Optim, Optimizer
+from conf.knobs.model import Model
+from conf.knobs.training import Optim, Optimizer
 from moe.decoder import new_decoder
 from moe.losses import comparisons, cross_entropy_sum, listwise_sum, pairwise_sum
-from moe.optimizer import learning_rate, new_optimizer, orthogonalise, set_learning_rate
+from moe.training.optimizer import learning_rate, new_optimizer, orthogonalise, set_learning_rate
 
 
-@pytest.mark.usefixtures("either_path")
+@pytest.mark.usefixtures("any_processor")
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_chunked_cross_entropy_is_that_of_torch(chunk: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -82,6 +83,7 @@ def test_learning_rate_warms_up_then_follows_the_cosine() -> None:
     assert learning_rate(100, 100, cfg, scale=0.5) == pytest.approx(0.1)
 
 
+@pytest.mark.usefixtures("any_processor")
 def test_orthogonalise_brings_every_singular_value_near_one() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 8, 20), (3, 20, 8)):
@@ -111,3 +113,22 @@ def test_muon_moves_matrices_by_its_rms_and_the_rest_as_adamw_does() -> None:
     for name, p in models[0].named_parameters():
         same = torch.equal(p, dict(models[1].named_parameters())[name])
         assert same == (".self_attn." not in name or p.dim() == 1) * (".experts." not in name)
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "tied answers are not put in order",
+        "moe/losses.py",
+        "(ranks.unsqueeze(2) < ranks.unsqueeze(1))",
+        "(ranks.unsqueeze(2) <= ranks.unsqueeze(1))",
+        None,
+    ),
+    ("an answer without a rank is not the best", "moe/losses.py", " & (ranks >= 0).unsqueeze(2)", "", None),
+    (
+        "the better answer has to be ahead by the margin",
+        "moe/losses.py",
+        "-F.logsigmoid(ahead - margin)",
+        "-F.logsigmoid(ahead + margin)",
+        None,
+    ),
+]

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from conf.schema import InputError
-from moe import folder
+from conf.errors import InputError
 from moe.decoder import Decoder
+from moe.formats import hugging_face
 from moe.prune import prune
+from moe.text.defaults import Defaults
 
 TOKENS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(0))
 
@@ -44,7 +45,7 @@ def test_experts_that_a_token_does_not_choose_are_not_missed(model: Decoder) -> 
 
 def test_a_pruned_model_is_an_ordinary_one(model: Decoder, tmp_path: Path) -> None:
     pruned = prune(model, outputs(model)[1], 2)
-    folder.save(pruned, tmp_path)
+    hugging_face.save(pruned, tmp_path, Defaults({}, (), None))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         expected = theirs(TOKENS).logits.flatten(0, 1)
@@ -55,3 +56,8 @@ def test_a_pruned_model_is_an_ordinary_one(model: Decoder, tmp_path: Path) -> No
 def test_fewer_than_top_k_or_more_than_all_is_refused(model: Decoder, keep: int) -> None:
     with pytest.raises(InputError, match=rf"prune.keep={keep} must lie in \[2, 4\]: top_k, and all experts"):
         prune(model, torch.ones(2, 4), keep)
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    ("the busiest experts are kept", "moe/prune.py", "argsort(descending=True,", "argsort(descending=False,", None),
+]

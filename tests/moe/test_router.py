@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conf.schema import Model
-from moe.config import from_hugging_face, to_hugging_face
+from conf.knobs.model import Model
 from moe.decoder import Decoder, new_decoder
+from moe.formats.config import from_hugging_face, to_hugging_face
 from moe.router import jittered, route
 
 
@@ -102,3 +102,28 @@ def test_mixtral_keeps_its_jitter_and_qwen_has_no_field_for_it() -> None:
     assert made["router_jitter_noise"] == 0.4 and from_hugging_face(made, "here")[0].jitter == 0.4
     made = to_hugging_face(NOISY, 32)
     assert "router_jitter_noise" not in made and from_hugging_face(made, "here")[0].jitter == 0.0
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "routing weights are renormalised",
+        "moe/router.py",
+        "weights = weights / weights.sum(-1, keepdim=True)",
+        "weights = weights * 1.0",
+        None,
+    ),
+    (
+        "no jitter in evaluation",
+        "moe/decoder.py",
+        "noisy = self.jitter and self.training and",
+        "noisy = self.jitter and",
+        None,
+    ),
+    (
+        "a rank alone does not ask the others",
+        "moe/router.py",
+        "counts = counts if alone else global_sum(counts)",
+        "counts = global_sum(counts)",
+        None,
+    ),
+]

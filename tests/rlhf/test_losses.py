@@ -44,9 +44,9 @@ def test_policy_loss_by_hand() -> None:
     # ratios 1.5, 0.5, 1.1, 0.5 with advantages 1, 1, 2, -1 and clip .2: the clipped terms of tokens 1 and 4 are worse
     ratios = torch.tensor([1.5, 0.5, 1.1, 0.5])
     made = policy_loss(ratios.log(), torch.zeros(4), torch.tensor([1.0, 1.0, 2.0, -1.0]), 0.2)
-    assert made.loss.item() == pytest.approx((-1.2 - 0.5 - 2.2 + 0.8) / 4)
-    assert made.clip_fraction.item() == pytest.approx(0.5)
-    assert made.kl.item() == pytest.approx(-(log(1.5) + log(0.5) + log(1.1) + log(0.5)) / 4)
+    assert made.loss.item() == pytest.approx(-1.2 - 0.5 - 2.2 + 0.8)
+    assert made.clipped.item() == 2.0
+    assert made.kl.item() == pytest.approx(-(log(1.5) + log(0.5) + log(1.1) + log(0.5)))
 
 
 def test_an_unmoved_policy_has_ratio_one_and_the_plain_policy_gradient() -> None:
@@ -54,7 +54,7 @@ def test_an_unmoved_policy_has_ratio_one_and_the_plain_policy_gradient() -> None
     made = policy_loss(logprobs, logprobs.detach(), torch.tensor([3.0, -1.0]), 0.2)
     made.loss.backward()
     assert logprobs.grad is not None
-    assert logprobs.grad.tolist() == [-1.5, 0.5] and made.kl.item() == 0.0 and made.clip_fraction.item() == 0.0
+    assert logprobs.grad.tolist() == [-3.0, 1.0] and made.kl.item() == 0.0 and made.clipped.item() == 0.0
 
 
 def test_value_loss_by_hand() -> None:
@@ -72,3 +72,21 @@ def test_explained_variance() -> None:
     returns = torch.tensor([1.0, 2.0, 3.0])
     assert explained_variance(returns, returns) == 1.0
     assert explained_variance(torch.full((3,), 2.0), returns) == 0.0
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "nothing follows an answer's last token",
+        "rlhf/losses.py",
+        "following_value = values[:, t] * mask[:, t]",
+        "following_value = values[:, t] + 1",
+        None,
+    ),
+    (
+        "the KL penalty pulls towards the chat model",
+        "rlhf/losses.py",
+        "(earned - kl_coef * (logprobs - reference))",
+        "(earned + kl_coef * (logprobs - reference))",
+        None,
+    ),
+]

@@ -1,5 +1,6 @@
 """A tiny model with a tokenizer, and the real endpoint over it."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf import schema
-from moe import folder as model_folder
+from conf.knobs import running
+from conf.knobs.model import Model
+from conf.knobs.text import Tokenizer as Vocabulary
+from conf.schema import Config
 from moe.decoder import Decoder, new_decoder
-from moe.tokenizer import Tokenizer
+from moe.formats import hugging_face as model_folder
+from moe.text.defaults import Defaults
+from moe.text.tokenizer import Tokenizer
 
 LINES = ["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。", "白日依山尽，黄河入海流。", "欲穷千里目，更上一层楼。"]
 CONTEXT = 1024
@@ -27,8 +32,8 @@ class Tiny:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A random model whose folder is called `tiny`; its answers are noise, but always the same noise."""
     folder = tmp_path_factory.mktemp("served") / "tiny"
-    tokenizer = Tokenizer.train(LINES * 4, schema.Tokenizer(vocab_size=512))
-    cfg = schema.Model(
+    tokenizer = Tokenizer.train(LINES * 4, Vocabulary(vocab_size=512))
+    cfg = Model(
         hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, top_k=2, expert_size=32,
         context=CONTEXT, init_std=0.5,
     )  # fmt: skip
@@ -38,9 +43,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     mute += [tokenizer.pad, tokenizer.eos, tokenizer.im_start, tokenizer.im_end]
     with torch.no_grad():
         model.lm_head.weight[mute] = 0
-    model_folder.save(model, folder, stop=(tokenizer.im_end,), pad=tokenizer.pad)
-    tokenizer.save(folder)
+    model_folder.save(model, folder, Defaults.of(tokenizer, chat=True))
     return Tiny(folder, model, tokenizer)
+
+
+def until_closed(each: socket.socket, seconds: float = 60.0) -> bytes:
+    """What comes until the other side closes; "still open" if it does not."""
+    each.settimeout(seconds)
+    try:
+        return b"".join(iter(lambda: each.recv(4096), b""))
+    except TimeoutError:  # a planted bug's test shall be red, not out of time
+        return b"still open"
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +63,17 @@ def served_address(ray_cluster: None, tiny: Tiny) -> Iterator[str]:
 
     from serving.serve import start
 
-    cfg = schema.Config(
-        serve=schema.Serve(model=str(tiny.folder), port=0, slots=2, queue=2, max_new_tokens=100, max_body_bytes=20_000),
-        cluster=schema.Cluster(threads=1),
+    cfg = Config(
+        serve=running.Serve(
+            model=str(tiny.folder),
+            port=0,
+            slots=2,
+            queue=2,
+            max_new_tokens=100,
+            max_body_bytes=20_000,
+            body_timeout=5.0,
+        ),
+        cluster=running.Cluster(threads=1),
     )
     address, name = start(cfg)
     assert name == "tiny"

@@ -1,5 +1,6 @@
 """Text completions over real HTTP, asked by the real `openai` client and, where it is installed, by lm-eval."""
 
+import hashlib
 import json
 import math
 import sys
@@ -15,7 +16,8 @@ import torch
 import uvicorn
 from openai import APIStatusError, OpenAI
 
-from moe.engine import Answer, Engine, Sampling, generate
+from conf.knobs.running import Serve
+from moe.generation.engine import Answer, Engine, Sampling, generate
 from serving.app import endpoint
 from serving.decoding import DecodingThread
 from serving.replies import Served
@@ -31,7 +33,7 @@ def address(tiny: Tiny) -> Iterator[str]:
     """The endpoint on a port, without Ray: 2 slots, 6 waiting."""
     stop = (tiny.tokenizer.im_end, tiny.tokenizer.eos)
     decoding = DecodingThread(Engine(tiny.model, 2, stop), waiting=6)
-    app = endpoint(Served("tiny", tiny.tokenizer, decoding, CONTEXT, 16), max_body_bytes=2**20)
+    app = endpoint(Served("tiny", tiny.tokenizer, decoding, CONTEXT, 16), Serve())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -44,7 +46,7 @@ def address(tiny: Tiny) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(address: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=600) as client:
         yield client
 
 
@@ -85,8 +87,9 @@ def test_every_form_of_prompt(client: OpenAI, tiny: Tiny) -> None:
         assert reply.usage.prompt_tokens == sum(map(len, ids))
     assert ask(client, prompt=ids[1], max_tokens=6).choices[0].text == alone[1]
     two = ask(client, prompt=LINES[:2], max_tokens=6, n=2, seed=5, temperature=1.0).choices
+    other = int.from_bytes(hashlib.sha256(b"5:1").digest()[:8])  # the second answer's own seed
     for index, choice in enumerate(two):
-        sampling = Sampling(6, seed=5 + index % 2)
+        sampling = Sampling(6, seed=(5, other)[index % 2])
         assert choice.text == tiny.tokenizer.decode(directly(tiny, ids[index // 2], sampling).tokens)
 
 
@@ -186,7 +189,7 @@ def test_a_stop_string_ends_the_completion(client: OpenAI) -> None:
         ({"max_tokens": -1}, 400, "max_tokens=-1"),
         ({"best_of": 3}, 400, "best_of=3 is not supported"),
         ({"suffix": "完"}, 400, "suffix='完' is not supported"),
-        ({"prompt": ["月"] * 9}, 503, "at most 8"),
+        ({"prompt": ["月"] * 9}, 400, "ask for 8 at most"),
         ({"model": "gpt-4o"}, 404, "'tiny'"),
     ],
 )
@@ -276,3 +279,14 @@ def logprob(tiny: Tiny, before: str, text: str) -> float:
     start, ids = len(tiny.tokenizer.encode(before)), tiny.tokenizer.encode(before + text)
     every = softmax(tiny, ids)
     return math.fsum(float(every[place - 1, ids[place]]) for place in range(start, len(ids)))
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "echoed log-probs stand beside their own tokens",
+        "serving/replies.py",
+        "[None, *scores.logprobs][hidden:]",
+        "[*scores.logprobs, None][hidden:]",
+        None,
+    ),
+]

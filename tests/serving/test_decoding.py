@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from moe.chat import prompt_ids
-from moe.engine import Engine, Sampling, Token, generate
+from moe.generation.engine import Engine, Sampling, Token, generate
+from moe.text.chat import prompt_ids
 from serving.decoding import Busy, DecodingThread, Died
 from tests.serving.conftest import Tiny
 

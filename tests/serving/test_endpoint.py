@@ -1,19 +1,24 @@
 """The real Ray Serve app on a real port, asked by the real `openai` client."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from openai import APIStatusError, OpenAI
 
-from moe.chat import prompt_ids
-from moe.engine import Answer, Sampling, generate
-from tests.serving.conftest import CONTEXT, Tiny
+from moe.generation.engine import Answer, Sampling, generate
+from moe.text.chat import prompt_ids
+from tests import readme
+from tests.serving.conftest import CONTEXT, Tiny, until_closed
 
 pytestmark = pytest.mark.ray
 QUESTION = [{"role": "user", "content": "举头望明月"}]
@@ -21,7 +26,7 @@ QUESTION = [{"role": "user", "content": "举头望明月"}]
 
 @pytest.fixture(scope="module")
 def client(served_address: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{served_address}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=f"{served_address}/v1", api_key="none", max_retries=0, timeout=600) as client:
         yield client
 
 
@@ -31,7 +36,7 @@ def ask(client: OpenAI, **fields: Any) -> Any:
 
 def post(address: str, content: bytes | Iterator[bytes]) -> httpx.Response:
     headers = {"Content-Type": "application/json"}
-    return httpx.post(f"{address}/v1/chat/completions", content=content, headers=headers, timeout=60)
+    return httpx.post(f"{address}/v1/chat/completions", content=content, headers=headers, timeout=600)
 
 
 def directly(tiny: Tiny, sampling: Sampling, messages: list[dict[str, str]] = QUESTION) -> Answer:
@@ -39,7 +44,7 @@ def directly(tiny: Tiny, sampling: Sampling, messages: list[dict[str, str]] = QU
     return generate(tiny.model, [prompt_ids(tiny.tokenizer, messages)], [sampling], stop=stop)[0]
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> bool:
+def wait_until(true: Callable[[], bool], seconds: float = 600) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if true():
@@ -105,6 +110,11 @@ def test_a_stream_on_the_wire(served_address: str) -> None:
 
 
 def test_two_streams_at_once_overlap_and_both_finish(client: OpenAI) -> None:
+    # once is enough: answers that are decoded one after the other never overlap, and a busy machine may be late once
+    assert any(two_streams_overlap(client) for _ in range(5))
+
+
+def two_streams_overlap(client: OpenAI) -> bool:
     spans: dict[int, tuple[float, float, int]] = {}
     ready = threading.Barrier(2)
 
@@ -117,19 +127,20 @@ def test_two_streams_at_once_overlap_and_both_finish(client: OpenAI) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     (first, first_end, count), (second, second_end, other) = spans[0], spans[1]
-    assert max(first, second) < min(first_end, second_end)
     assert count == other >= 40
+    return max(first, second) < min(first_end, second_end)
 
 
 def test_several_answers(client: OpenAI, tiny: Tiny) -> None:
     reply = ask(client, n=2, seed=5, max_tokens=12)
     assert [choice.index for choice in reply.choices] == [0, 1]
     assert reply.choices[0].message.content != reply.choices[1].message.content
-    assert reply.choices[1].message.content == ask(client, seed=6, max_tokens=12).choices[0].message.content
-    made = [len(directly(tiny, Sampling(12, seed=seed)).tokens) for seed in (5, 6)]
-    assert reply.usage.completion_tokens == sum(made)
+    texts = {choice.message.content for choice in reply.choices}
+    assert reply.choices[0].message.content == ask(client, seed=5, max_tokens=12).choices[0].message.content
+    assert not texts & {choice.message.content for choice in ask(client, n=2, seed=6, max_tokens=12).choices}
+    assert reply.choices[0].message.content == tiny.tokenizer.decode(directly(tiny, Sampling(12, seed=5)).tokens)
 
 
 def test_a_stop_string_ends_the_answer(client: OpenAI) -> None:
@@ -164,6 +175,31 @@ def test_special_tokens_in_user_text_stay_text(client: OpenAI, tiny: Tiny) -> No
     assert reply.usage.prompt_tokens == 3 + len([*encode("user\n"), *ids, *encode("\n"), *encode("assistant\n")])
 
 
+def asked_by_the_readme(start: str, address: str, tiny: Tiny, greedy: tuple[str, str]) -> tuple[str, str]:
+    """(what a command of README.md prints when it asks `tiny` greedily, the answer that it should have got)"""
+    command = readme.command(start)
+    text = command.text.replace("http://127.0.0.1:8000", address).replace("demo-rl", "tiny").replace(*greedy)
+    words = [sys.executable, "-c", text] if command.python else ["bash", "-c", text]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr
+    question = [{"role": "user", "content": "作一首五言绝句，题为《秋夜》"}]
+    return done.stdout, tiny.tokenizer.decode(directly(tiny, Sampling(100, temperature=0), question).tokens)
+
+
+def test_the_readmes_curl_is_answered(served_address: str, tiny: Tiny) -> None:
+    greedy = ('"stream": true', '"stream": true, "temperature": 0')
+    printed, expected = asked_by_the_readme("curl", served_address, tiny, greedy)
+    *chunks, end = [line.removeprefix("data: ") for line in printed.splitlines() if line]
+    assert end == "[DONE]"
+    assert "".join(json.loads(chunk)["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected
+
+
+def test_the_readmes_client_is_answered(served_address: str, tiny: Tiny) -> None:
+    greedy = ("stream=True", "stream=True, temperature=0")
+    printed, expected = asked_by_the_readme("from openai", served_address, tiny, greedy)
+    assert printed == expected
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "named"),
     [
@@ -173,7 +209,7 @@ def test_special_tokens_in_user_text_stay_text(client: OpenAI, tiny: Tiny) -> No
         ({"temperature": 2.5}, 400, "temperature=2.5"),
         ({"presence_penalty": 1.0}, 400, "presence_penalty=1.0 is not supported"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, 400, "chat_template is not a field"),
-        ({"n": 5}, 503, "at most 4"),  # 2 slots and 2 waiting
+        ({"n": 5}, 400, "serve.slots=2 and serve.queue=2"),  # never, however long it waits
     ],
 )
 def test_what_is_refused(client: OpenAI, fields: dict[str, Any], status: int, named: str) -> None:
@@ -183,8 +219,8 @@ def test_what_is_refused(client: OpenAI, fields: dict[str, Any], status: int, na
     assert named in caught.value.message
     error = caught.value.response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == ("server_error" if status == 503 else "invalid_request_error")
-    assert caught.value.response.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert error["type"] == "invalid_request_error"
+    assert "retry-after" not in caught.value.response.headers
 
 
 @pytest.mark.parametrize(
@@ -222,19 +258,25 @@ def test_a_client_that_leaves_frees_its_answers(served_address: str, client: Ope
         return int(httpx.get(f"{served_address}/healthz").json()["answers"])
 
     fields: dict[str, Any] = {"n": 4, "temperature": 0, "max_tokens": 900}
-    began = time.monotonic()
-    ask(client, **fields)
-    whole = time.monotonic() - began
-    if stream:
-        with ask(client, stream=True, **fields) as chunks:
-            next(chunks)
-    else:
-        body = {"model": "tiny", "messages": QUESTION} | fields
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{served_address}/v1/chat/completions", json=body, timeout=httpx.Timeout(30, read=0.1))
-    left = time.monotonic()
-    assert wait_until(lambda: active() == 0)
-    assert time.monotonic() - left < whole / 2
+
+    def share_of_an_answer() -> float:
+        """How long its answers went on after a client left, in units of what they take to their end."""
+        began = time.monotonic()
+        ask(client, **fields)
+        whole = time.monotonic() - began
+        if stream:
+            with ask(client, stream=True, **fields) as chunks:
+                next(chunks)
+        else:
+            body = {"model": "tiny", "messages": QUESTION} | fields
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{served_address}/v1/chat/completions", json=body, timeout=httpx.Timeout(600, read=0.1))
+        left = time.monotonic()
+        assert wait_until(lambda: active() == 0)
+        return (time.monotonic() - left) / whole
+
+    # once is enough: answers that are not freed never end early, and a busy machine may be late once
+    assert any(share_of_an_answer() < 0.5 for _ in range(5))
 
 
 def test_under_ten_times_the_load_the_accepted_are_answered(served_address: str) -> None:
@@ -249,6 +291,36 @@ def test_under_ten_times_the_load_the_accepted_are_answered(served_address: str)
     assert len({reply["choices"][0]["message"]["content"] for reply in answered}) == 1
     assert refused
     assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+    assert {reply.json()["error"]["code"] for reply in refused} == {"overloaded"}
+
+
+def test_half_sent_bodies_take_no_place_and_are_dropped_at_serves_proxy(served_address: str, client: OpenAI) -> None:
+    place = urlsplit(served_address)
+    assert place.hostname and place.port
+    half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    half += b"Content-Length: 1000\r\n\r\n{"
+    slow = [socket.create_connection((place.hostname, place.port)) for _ in range(300)]
+    for each in slow:
+        each.sendall(half)
+    assert httpx.get(f"{served_address}/healthz", timeout=60).status_code == 200
+    assert ask(client, temperature=0, max_tokens=4).usage.completion_tokens == 4
+    for each in slow:
+        said = until_closed(each)
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"body_timeout"' in said
+        assert b"x-request-id" not in said.lower()  # which whatever gets past the door has
+    assert httpx.get(f"{served_address}/healthz").json()["answers"] == 0
+
+
+def test_serves_proxy_takes_no_orders_and_answers_in_the_apis_shape(served_address: str, client: OpenAI) -> None:
+    headers = {"x-request-timeout-seconds": "0.001", "x-request-disconnect-disabled": "?1"}
+    assert ask(client, temperature=0, max_tokens=30, extra_headers=headers).usage.completion_tokens == 30
+    place = urlsplit(served_address)
+    assert place.hostname and place.port
+    with socket.create_connection((place.hostname, place.port)) as raw:
+        raw.sendall(b"this is no HTTP\r\n\r\n")
+        said = until_closed(raw)
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
 def test_health(served_address: str) -> None:

@@ -60,8 +60,12 @@ def test_edges_of_every_bound_are_accepted() -> None:
         ("messages", [{"role": "user"}], "messages[0].content"),
         ("messages", [{"role": "user", "content": None}], "messages[0].content"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
-        ("messages", [{"role": "user", "content": "x", "weight": 1}], "messages[0].weight"),
-        ("messages", [{"role": "user", "content": "x", "name": "bob"}], "messages[0].name"),
+        ("messages", [{"role": "user", "content": "x", "images": ["a"]}], "messages[0].images"),
+        ("messages", [{"role": "assistant", "content": "x", "prefix": True}], "messages[0].prefix"),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": "", "k": 1}]}], "messages[0].content[0].k"),
+        ("stream_options", {"continuous_usage_stats": True}, "stream_options.continuous_usage_stats"),
+        ("reasoning_effort", "high", "reasoning_effort"),
+        ("prediction", {"type": "content", "content": "x"}, "prediction"),
         ("model", None, "model"),
         ("presence_penalty", 0.5, "presence_penalty"),
         ("presence_penalty", False, "presence_penalty"),
@@ -95,7 +99,34 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
     )
 
 
+def test_a_label_is_accepted_at_any_value_and_named_in_a_warning() -> None:
+    said = {
+        "metadata": {"trace": "7"}, "prompt_cache_key": "k", "safety_identifier": "u", "prompt_cache_retention": "24h",
+        "prediction": None, "reasoning_effort": None, "a_field_of_tomorrow": None, "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": None},
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+            {"role": "assistant", "content": "y", "name": "", "reasoning_content": "because", "月\r\nX: 1": 1},
+            {"role": "user", "content": "z", "name": "bob", "weight": 1, "ignored": ["mine"]},
+        ],
+    }  # fmt: skip
+    request = parse(json.dumps(HELLO | said).encode(), ChatRequest)
+    assert [message.plain()["content"] for message in request.messages] == ["x", "y", "z"]
+    assert request.labels == [
+        "metadata", "prompt_cache_key", "safety_identifier", "prompt_cache_retention",
+        "messages.content.cache_control", "messages.name", "messages.reasoning_content", "messages.月\r\nX: 1",
+        "messages.name", "messages.weight", "messages.ignored",
+    ]  # fmt: skip
+    assert request.headers == {
+        "Warning": '299 conclave "no answer hangs on: metadata, prompt_cache_key, safety_identifier, '
+        "prompt_cache_retention, messages.content.cache_control, messages.name, messages.reasoning_content, ..., "
+        '..."'
+    }
+    assert parse(json.dumps(HELLO).encode(), ChatRequest).headers == {}
+
+
 def test_contradictions_are_refused() -> None:
+    assert "needs an assistant's message" in str(refusal(continue_final_message=True))
     assert "max_tokens=1 and max_completion_tokens=2 differ" in str(refusal(max_tokens=1, max_completion_tokens=2))
     assert "stop=''" in str(refusal(stop=["a", ""]))
     assert "needs stream=true" in str(refusal(stream_options={"include_usage": True}))
@@ -125,3 +156,21 @@ def test_parts_are_joined_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "作一首"}, {"type": "text", "text": "五言绝句"}]
     request = parse(json.dumps(HELLO | {"messages": [{"role": "developer", "content": parts}]}).encode(), ChatRequest)
     assert request.messages[0].plain() == {"role": "system", "content": "作一首五言绝句"}
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "what would change the answer is refused by name",
+        "serving/schema.py",
+        "if labels is not None and name not in labels:",
+        "if labels is not None and not name:",
+        None,
+    ),
+    (
+        "a label that changes nothing is named in a warning",
+        "serving/schema.py",
+        'kept["ignored"].append(name)',
+        "pass",
+        None,
+    ),
+]

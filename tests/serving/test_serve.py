@@ -15,26 +15,28 @@ import pytest
 import torch
 
 from cluster import storage
-from conf import schema
-from conf.schema import InputError
+from conf.errors import InputError
+from conf.knobs import running
+from conf.schema import Config
 from serving.serve import find_model, free_port
+from tests import readme
 from tests.serving.conftest import Tiny
 
 
 @pytest.fixture
-def cfg(tmp_path: Path) -> schema.Config:
-    return schema.Config(run=schema.Run(name="mine", dir=str(tmp_path)))
+def cfg(tmp_path: Path) -> Config:
+    return Config(run=running.Run(name="mine", dir=str(tmp_path)))
 
 
-def finish(cfg: schema.Config, tiny: Tiny, stage: str) -> Path:
+def finish(cfg: Config, tiny: Tiny, stage: str) -> Path:
     folder = cfg.run.folder / stage
     shutil.copytree(tiny.folder, folder)
     storage.seal(folder)
     return folder
 
 
-def test_rl_comes_before_chat_and_an_unfinished_stage_does_not_count(cfg: schema.Config, tiny: Tiny) -> None:
-    with pytest.raises(InputError, match="has no finished stage rl or chat; "):
+def test_rl_comes_before_chat_and_an_unfinished_stage_does_not_count(cfg: Config, tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="has no finished stage rl or hfft or cohft or chat; "):
         find_model(cfg)
     chat = finish(cfg, tiny, "chat")
     shutil.copytree(tiny.folder, cfg.run.folder / "rl")  # without a manifest
@@ -43,7 +45,7 @@ def test_rl_comes_before_chat_and_an_unfinished_stage_does_not_count(cfg: schema
     assert find_model(cfg) == (cfg.run.folder / "rl", "mine-rl")
 
 
-def test_a_damaged_file_is_named(cfg: schema.Config, tiny: Tiny) -> None:
+def test_a_damaged_file_is_named(cfg: Config, tiny: Tiny) -> None:
     weights = finish(cfg, tiny, "rl") / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -52,7 +54,7 @@ def test_a_damaged_file_is_named(cfg: schema.Config, tiny: Tiny) -> None:
         find_model(cfg)
 
 
-def test_a_folder_of_ones_own(cfg: schema.Config, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_folder_of_ones_own(cfg: Config, tiny: Tiny, tmp_path: Path) -> None:
     cfg.serve.model = str(tiny.folder)
     assert find_model(cfg) == (tiny.folder, "tiny")
     cfg.serve.model = str(tmp_path / "nowhere")
@@ -60,7 +62,7 @@ def test_a_folder_of_ones_own(cfg: schema.Config, tiny: Tiny, tmp_path: Path) ->
         find_model(cfg)
 
 
-def test_another_runs_tokenizer_is_refused(cfg: schema.Config, tiny: Tiny, tmp_path: Path) -> None:
+def test_another_runs_tokenizer_is_refused(cfg: Config, tiny: Tiny, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(tiny.folder, mixed)
     config = json.loads((mixed / "config.json").read_text())
@@ -82,7 +84,7 @@ def test_a_taken_port_is_refused_and_zero_finds_one() -> None:
 
 def test_no_model_ends_the_command_in_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "serving.serve", f"run.dir={tmp_path}", "run.name=empty"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert done.stderr.startswith("error: run.name=empty: ")
     assert done.stderr.count("\n") == 1
@@ -90,7 +92,8 @@ def test_no_model_ends_the_command_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
-    words = [sys.executable, "-m", "serving.serve", f"serve.model={tiny.folder}", "serve.port=0"]
+    words = [sys.executable, *readme.command("python -m serving.serve").words[1:]]
+    words += [f"serve.model={tiny.folder}", "serve.port=0"]
     words += ["cluster.object_store_mb=128", f"cluster.temp_dir=/tmp/conclave-serve-{os.getpid()}"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
@@ -99,10 +102,15 @@ def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
         address = re.fullmatch(r"tiny answers at (http://127.0.0.1:\d+)/v1 .*\n", process.stdout.readline())
         assert address
         body = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "max_tokens": 4, "temperature": 0}
-        reply = httpx.post(f"{address[1]}/v1/chat/completions", json=body, timeout=60)
+        reply = httpx.post(f"{address[1]}/v1/chat/completions", json=body, timeout=600)
         assert reply.json()["usage"]["completion_tokens"] == 4
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        long = body | {"max_tokens": 900, "stream": True}
+        with httpx.stream("POST", f"{address[1]}/v1/chat/completions", json=long, timeout=600) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(600) == 0
         assert process.stdout.read().endswith("\n\nshutting down\n")
     finally:
         process.kill()
@@ -111,9 +119,17 @@ def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
 
 
 def test_int8_is_what_answers_when_it_is_asked_for(tiny: Tiny) -> None:
-    from moe.quantize import Int8
+    from moe.kernels.int8 import Int8
     from serving.replica import load_model
 
     whole, small = load_model(str(tiny.folder), int8=False), load_model(str(tiny.folder), int8=True)
     assert torch.equal(whole.lm_head.weight, tiny.model.lm_head.weight)
     assert isinstance(small.lm_head.get_submodule("weight"), Int8)
+
+
+def test_the_model_that_answers_lies_where_the_cluster_says(tiny: Tiny) -> None:
+    from conf.knobs.running import Cluster
+    from serving.replica import load_model
+
+    assert [Cluster(gpus_per_worker=share).device for share in (0.0, 0.5)] == ["cpu", "cuda"]
+    assert load_model(str(tiny.folder), int8=False, device="meta").device.type == "meta"  # as of a GPU, without one

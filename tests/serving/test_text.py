@@ -1,8 +1,8 @@
 import pytest
 
-from moe.tokenizer import Tokenizer
+from moe.text.tokenizer import Tokenizer
 from serving.text import TextStream
-from tests.moe.foreign_tokenizers import smollm
+from tests.moe.text.foreign_tokenizers import smollm
 from tests.serving.conftest import Tiny
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from conf.errors import user_error
-from conf.schema import Config, Corpus, InputError, Run, Tokenizer, Tokens
-from trainers.documents import normalise, renderer, split_of
-from trainers.readers import BadRecord
+from conf.errors import InputError, user_error
+from conf.knobs.running import Run
+from conf.knobs.text import Corpus, Tokenizer, Tokens
+from conf.schema import Config
+from trainers.files.documents import normalise, renderer, split_of
+from trainers.files.readers import BadRecord
 
 
 def config(folder: Path, *files: Path, **corpus: Any) -> Config:
@@ -65,9 +67,9 @@ def test_the_split_hangs_on_text_and_seed_alone() -> None:
 
 @pytest.mark.ray
 def test_corpus_to_rows(ray_cluster: None, tmp_path: Path) -> None:
-    from moe.tokenizer import Tokenizer as Pieces
+    from moe.text.tokenizer import Tokenizer as Pieces
     from trainers import corpus, tokenizer, tokens
-    from trainers.rows import Rows
+    from trainers.rows.rows import Rows
 
     first = write(tmp_path / "a.jsonl.gz", [f"line {n} \r\n" for n in range(30)] + ["", "line 3"])
     second = write(tmp_path / "b.jsonl", ["line 5", "other 1", "other 2"])

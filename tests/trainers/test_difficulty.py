@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conf.schema import Model
+from conf.knobs.model import Model
+from conf.knobs.running import Cluster
+from conf.schema import Config
 from moe.decoder import Decoder, new_decoder
+from moe.formats import hugging_face
+from moe.tasks.task import Sample
+from moe.text.defaults import Defaults
 from trainers.difficulty import GRADES, SUMMARY, answer_losses, grade, ranks, read_ranks
 
 CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
@@ -20,6 +24,12 @@ def model() -> Decoder:
     made = new_decoder(CFG, 128, seed=3).eval()
     made.lm_head.weight.data *= 20  # answers far apart
     return made
+
+
+@pytest.fixture
+def base(model: Decoder, tmp_path: Path) -> Path:
+    hugging_face.save(model, tmp_path / "base", Defaults({}, (), None))
+    return tmp_path / "base"
 
 
 def conversations(count: int) -> list[tuple[list[int], list[int]]]:
@@ -33,9 +43,9 @@ def conversations(count: int) -> list[tuple[list[int], list[int]]]:
     return made
 
 
-def test_a_grade_is_the_mean_loss_of_the_answers_tokens(model: Decoder) -> None:
+def test_a_grade_is_the_mean_loss_of_the_answers_tokens(model: Decoder, base: Path) -> None:
     pieces = conversations(40)
-    losses = answer_losses(model, pieces)
+    losses = np.concatenate(list(answer_losses(base, [pieces[:30], pieces[30:]], Cluster())))
     for (ids, mask), loss in zip(pieces, losses, strict=True):
         with torch.no_grad():
             logprobs = model.logits(model(torch.tensor([ids]), torch.ones(1, len(ids)).long()).states).log_softmax(-1)
@@ -44,9 +54,9 @@ def test_a_grade_is_the_mean_loss_of_the_answers_tokens(model: Decoder) -> None:
     assert losses.std() > 0.3
 
 
-def sample(number: int, task: str, answer: str) -> dict[str, Any]:
+def sample(number: int, task: str, answer: str) -> Sample:
     messages = [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": answer}]
-    return {"id": f"s{number}", "task": task, "messages": messages}
+    return Sample(id=f"s{number}", task=task, messages=messages)
 
 
 def test_ranks_are_within_the_task() -> None:
@@ -60,11 +70,16 @@ def test_an_unlikely_label_is_not_a_hard_sample() -> None:
     assert ranks(samples, np.array([8.0, 9.0, 1.0, 2.0])).tolist() == [3 / 8, 7 / 8, 1 / 8, 5 / 8]
 
 
-def test_what_is_written(model: Decoder, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_what_is_written(
+    ray_cluster: None, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainers.difficulty._TOGETHER", 5)
     pieces = conversations(14)
     samples = [sample(n, "ab"[n % 2], f"answer {n}") for n in range(14)]
-    grade(tmp_path, model, samples, pieces)
-    losses = answer_losses(model, pieces)
+    grade(tmp_path, base, samples, pieces, Config(cluster=Cluster(threads=1, cpus_per_worker=0.2)))
+    assert "difficulty  14/14  100%" in capfd.readouterr().out
+    (losses,) = answer_losses(base, [pieces], Cluster())
     lines = [json.loads(line) for line in (tmp_path / GRADES).read_text("utf-8").splitlines()]
     assert [(made["id"], made["loss"]) for made in lines] == [(f"s{n}", losses[n]) for n in range(14)]
     assert read_ranks(tmp_path) == ranks(samples, losses).tolist()
@@ -74,3 +89,28 @@ def test_what_is_written(model: Decoder, tmp_path: Path) -> None:
     order = np.argsort(own)
     assert [made["id"] for made in told["easiest"]] == [f"s{2 * n + 1}" for n in order[:5]]
     assert told["hardest"][0] == {"id": f"s{2 * order[-1] + 1}", "loss": own.max()}
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "easy comes before hard",
+        "trainers/difficulty.py",
+        "np.lexsort((*reversed(keys), codes))",
+        "np.lexsort((*(-key for key in reversed(keys)), codes))",
+        None,
+    ),
+    (
+        "difficulty is relative to the task",
+        "trainers/difficulty.py",
+        "tasks = [sample.task for sample in samples]",
+        'tasks = ["" for sample in samples]',
+        None,
+    ),
+    (
+        "a grade is of the answer alone",
+        "trainers/difficulty.py",
+        "-(np.array(scored.logprobs) * learnt).sum() / learnt.sum()",
+        "-np.array(scored.logprobs).mean()",
+        None,
+    ),
+]

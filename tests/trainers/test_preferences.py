@@ -15,15 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from conf.schema import InputError, Model, Optim, RewardLoss
-from moe.config import Head
-from moe.decoder import Decoder, new_decoder
-from moe.optimizer import new_optimizer, set_learning_rate
-from trainers.objectives import Batch
-from trainers.packing import Row
+from conf.errors import InputError
+from conf.knobs.alignment import RewardLoss
+from conf.knobs.model import Model
+from conf.knobs.training import Optim
+from moe.decoder import Decoder, Head, new_decoder
+from moe.formats import hugging_face
+from moe.text.defaults import Defaults
+from moe.training.objectives import Batch
+from moe.training.optimizer import new_optimizer, set_learning_rate
+from trainers.closing import of_reward
 from trainers.preferences import NO_SCORE, SCALE, Judged, Ranking, calibration, in_lists, judge, pack, preference
-from trainers.reward import measure
-from trainers.rows import Rows, write_rows
+from trainers.rows.packing import Row
+from trainers.rows.rows import write_rows
 
 CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
 VOCABULARY = 64
@@ -173,28 +177,29 @@ def test_a_principle_learns_what_the_total_does_not(tmp_path: Path, kind: Reward
     generator = np.random.default_rng(0)
     head: Head = HEAD[:2]
     made = []
-    for number in range(240):
+    for number in range(440):
         answers = generator.integers(5, 60, size=(3, 2))
         ranks = [(-answers[:, 0]).argsort().argsort(), answers[:, 1].argsort().argsort()]
         if number % 3 == 0:
             ranks[1][:] = -1
         given = np.stack([answers[:, 0], 60 - answers[:, 1]], 1) * SCALE // 60
         made.append(Ranking(f"{number}", answers.tolist(), np.stack(ranks, 1), given))
-    rows = list(pack(made[:200], 12, head, pad=0))
-    assert len(rows) == 100
+    rows = list(pack(made[:400], 12, head, pad=0))
+    assert len(rows) == 200
     objective = preference(head, kind, 1.0)
     model = new_decoder(CFG, VOCABULARY, head=head, seed=0)
     optimizer = new_optimizer(model, Optim())
     set_learning_rate(optimizer, 1e-2)
-    for step in range(50):
-        part = batch_of([rows[i % 100] for i in range(step * 10, step * 10 + 10)])
+    for step in range(100):
+        part = batch_of([rows[i % 200] for i in range(step * 10, step * 10 + 10)])
         loss = objective.loss(model, part)
         (loss.total / loss.units).backward()
         optimizer.step()
         optimizer.zero_grad()
-    held = pack(made[200:], 12, head, pad=0)
+    held = pack(made[400:], 12, head, pad=0)
     write_rows(tmp_path, held, row_length=12, rows_per_shard=64, meta={"tokenizer": "none"})
-    metrics, bins = measure(model.eval(), Rows(tmp_path), head, kind)
+    hugging_face.save(model, tmp_path / "model", Defaults({}, (), None))
+    metrics, bins = of_reward(tmp_path / "model", tmp_path, kind)
     assert metrics["pair_accuracy"] > 0.85 and metrics["helpful/accuracy"] > 0.85
     assert 0 < metrics["ece"] < 0.25 and 0 < metrics["helpful/brier"] < 0.2
     assert sum(bin["pairs"] for bin in bins["total"]) == 3 * 40
@@ -202,3 +207,21 @@ def test_a_principle_learns_what_the_total_does_not(tmp_path: Path, kind: Reward
         judged, _ = judge(model, batch_of(rows), head)
         crossed = Judged(judged[0].scores, judged[1].ranks, judged[1].given).ahead()
     assert 0.3 < (crossed > 0).float().mean() < 0.7
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "answers to two queries are not compared",
+        "trainers/preferences.py",
+        'owner = at // length * length + batch["query"].flatten()[at]',
+        "owner = at // length * length",
+        None,
+    ),
+    (
+        "each score learns its own principle",
+        "trainers/preferences.py",
+        "Judged.of(batch, name, scores[:, number])",
+        "Judged.of(batch, name, scores[:, -1 - number])",
+        None,
+    ),
+]

@@ -7,15 +7,19 @@ import pytest
 import torch
 
 from cluster.storage import verify
-from conf.schema import Config, InputError, Model, Prune, Run
-from conf.schema import Tokenizer as TokenizerConfig
-from moe import folder
+from conf.errors import InputError
+from conf.knobs.model import Model, Prune
+from conf.knobs.running import Run
+from conf.knobs.text import Tokenizer as TokenizerConfig
+from conf.schema import Config
 from moe.decoder import new_decoder
-from moe.tokenizer import Tokenizer
-from trainers.evaluate import held_out
-from trainers.packing import pack
+from moe.formats import hugging_face
+from moe.text.defaults import Defaults
+from moe.text.tokenizer import Tokenizer
 from trainers.prune import expert_load, main
-from trainers.rows import Rows, write_rows
+from trainers.rows.packing import pack
+from trainers.rows.rows import Rows, write_rows
+from trainers.suites import held_out
 
 CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
 LINES = ["床前明月光，疑是地上霜。", "举头望明月，低头思故乡。", "白日依山尽，黄河入海流。"]
@@ -31,7 +35,7 @@ def run(tmp_path: Path) -> Config:
     meta = {"tokenizer": tokenizer.digest}
     write_rows(cfg.run.folder / "tokens" / "val", rows, row_length=32, rows_per_shard=64, meta=meta)
     model = new_decoder(CFG, tokenizer.padded_size, seed=1)
-    folder.save(model, tmp_path / "model", stop=(tokenizer.im_end, tokenizer.eos), pad=tokenizer.pad)
+    hugging_face.save(model, tmp_path / "model", Defaults.of(tokenizer, chat=True))
     tokenizer.save(tmp_path / "model")
     cfg.prune = Prune(model=str(tmp_path / "model"), target=str(tmp_path / "small"), keep=3)
     return cfg
@@ -39,8 +43,8 @@ def run(tmp_path: Path) -> Config:
 
 def test_the_least_used_expert_goes_and_the_loss_is_told(run: Config) -> None:
     metrics = main(run)
-    target, source = Path(run.prune.target), folder.load(run.prune.model)
-    pruned, tokenizer = folder.load(target), Tokenizer.load(target)
+    target, source = Path(run.prune.target), hugging_face.load(run.prune.model)
+    pruned, tokenizer = hugging_face.load(target), Tokenizer.load(target)
     rows = Rows(run.run.folder / "tokens" / "val")
     load = expert_load(source, rows, limit=1000)
     torch.testing.assert_close(load.sum(1), torch.ones(2, dtype=torch.float64))
@@ -58,7 +62,7 @@ def test_the_least_used_expert_goes_and_the_loss_is_told(run: Config) -> None:
 
 
 def test_the_load_of_batches_weighs_by_their_tokens(run: Config) -> None:
-    source = folder.load(run.prune.model)
+    source = hugging_face.load(run.prune.model)
     rows = Rows(run.run.folder / "tokens" / "val")
     assert len(rows) > 32, "one batch weighs nothing"
     batch = {

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from conf.schema import InputError, Reward
-from conf.schema import Tokenizer as Settings
-from moe.chat import prompt_ids
-from moe.tokenizer import Tokenizer
+from conf.errors import InputError
+from conf.knobs.text import Tokenizer as Settings
+from moe.tasks.task import PRINCIPLES
+from moe.text.chat import prompt_ids
+from moe.text.tokenizer import Tokenizer
+from trainers.files.rankings import judged, read_rankings, split, telling
 from trainers.preferences import NO_SCORE
-from trainers.rankings import judged, principles, read_rankings
-from trainers.reward import rankings, split
+from trainers.reward import rankings
 
 ASKED = [{"role": "user", "content": "abc"}]
 HEAD = ("total", "helpful", "clear")
@@ -46,7 +47,7 @@ def test_places_may_be_missing_or_follow_from_scores() -> None:
     assert judged(answers, "helpful") == ([1, None, 1, None], [0.1, 0.9, None, None])  # places go before scores
     assert judged(answers, "clear") == ([1, 0, 1, None], [0.5, 0.75, 0.5, None])
     assert judged(answers, "fluent") == ([None] * 4, [None] * 4)
-    assert principles([{"answers": answers}]) == ("clear",)  # under helpful nobody is better than another
+    assert telling([{"answers": answers}], PRINCIPLES) == ("clear",)  # under helpful nobody is better than another
 
 
 def test_rankings_become_ids_ranks_and_scores(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -56,7 +57,7 @@ def test_rankings_become_ids_ranks_and_scores(tmp_path: Path, tokenizer: Tokeniz
         line({"rank": 2}, {"rank": 2}),  # tells nothing
         line({"scores": {"helpful": 0}}, {"scores": {"helpful": 7.5}}),
     )
-    first, last = rankings(read_rankings(path), tokenizer, HEAD, 64)
+    first, last = rankings(read_rankings(path, PRINCIPLES), tokenizer, HEAD, 64)
     prompt = prompt_ids(tokenizer, ASKED)
     assert first.answers == [prompt + tokenizer.encode("a") + [tokenizer.im_end], prompt + tokenizer.encode("c")]
     assert first.ranks.tolist() == [[1, -1, -1], [0, -1, 2]]
@@ -66,7 +67,7 @@ def test_rankings_become_ids_ranks_and_scores(tmp_path: Path, tokenizer: Tokeniz
     with pytest.raises(
         InputError, match=rf"own.jsonl:1: answers\[0\] and its query have {len(first.answers[0])} tokens"
     ):
-        rankings(read_rankings(path), tokenizer, HEAD, len(first.answers[0]) - 1)
+        rankings(read_rankings(path, PRINCIPLES), tokenizer, HEAD, len(first.answers[0]) - 1)
 
 
 def test_a_query_is_either_learnt_from_or_held_out() -> None:
@@ -74,12 +75,12 @@ def test_a_query_is_either_learnt_from_or_held_out() -> None:
         line({"rank": 0}, {"rank": 1}, ask=f"query {number // 2}") | {"where": f"own.jsonl:{number}"}
         for number in range(40)
     ]
-    train, held = split(records, Reward(held_out=0.2), seed=1)
+    train, held = split(records, 0.2, seed=1)
     assert (len(train), len(held)) == (32, 8)
     asked = [{record["messages"][0]["content"] for record in part} for part in (train, held)]
     assert not asked[0] & asked[1] and asked[1] != {f"query {number}" for number in range(4)}
     assert [record for record in records if record in train] == train  # in their order
-    assert len(split(records, Reward(held_out=0.0), seed=1)[1]) == 2  # one query at least
+    assert len(split(records, 0.0, seed=1)[1]) == 2  # one query at least
 
 
 @pytest.mark.parametrize(
@@ -102,4 +103,22 @@ def test_a_query_is_either_learnt_from_or_held_out() -> None:
 def test_a_bad_ranking_is_named_by_its_line(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "own.jsonl", line({"rank": 0}, {"rank": 1}), bad)
     with pytest.raises(InputError, match=message):
-        read_rankings(path)
+        read_rankings(path, PRINCIPLES)
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "an answer without a rank is not the worst",
+        "trainers/reward.py",
+        "[-1 if rank is None else rank",
+        "[99 if rank is None else rank",
+        None,
+    ),
+    (
+        "no held-out ranking has a query that was learnt from",
+        "trainers/files/rankings.py",
+        'json.dumps(record["messages"], ensure_ascii=False)',
+        'record["where"]',
+        None,
+    ),
+]

@@ -3,22 +3,29 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from conf.schema import Curriculum, InputError, Model, Sft
-from conf.schema import Tokenizer as Settings
-from moe import folder
+from conf.errors import InputError
+from conf.knobs.model import Model
+from conf.knobs.running import Cluster
+from conf.knobs.text import Tokenizer as Settings
+from conf.knobs.training import Curriculum, Sft
+from conf.schema import Config
 from moe.decoder import new_decoder
-from moe.tokenizer import Tokenizer
-from trainers.course import Course, Phase
+from moe.formats import hugging_face
+from moe.tasks.task import Sample
+from moe.text.defaults import Defaults
+from moe.text.tokenizer import Tokenizer
+from trainers.closing import forgetting
 from trainers.difficulty import GRADES
-from trainers.packing import pack
-from trainers.rows import Rows, write_rows
-from trainers.samples import read_samples
-from trainers.sft import buckets, by_task, easy_to_hard, forgetting, graded, remedy, shares, weigh, write
+from trainers.files.samples import read_samples
+from trainers.loop.tuning import remedy
+from trainers.rows.mixture import Course, Phase
+from trainers.rows.packing import pack
+from trainers.rows.rows import Rows, write_rows
+from trainers.sft import buckets, easy_to_hard, graded, shares, weigh
 
 CFG = Model(hidden_size=32, layers=1, heads=2, kv_heads=1, head_dim=16, experts=2, top_k=1, expert_size=32, context=64)
 
@@ -28,9 +35,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["user assistant system\n abcdefgh"] * 4, Settings(vocab_size=450))
 
 
-def sample(number: int, task: str = "say", answer: str = "a") -> dict[str, Any]:
+def sample(number: int, task: str = "say", answer: str = "a") -> Sample:
     messages = [{"role": "user", "content": "b"}, {"role": "assistant", "content": answer}]
-    return {"id": f"{task}-{number}", "task": task, "messages": messages}
+    return Sample(id=f"{task}-{number}", task=task, messages=messages)
 
 
 def sets(place: Path, counts: list[int]) -> list[Path]:
@@ -47,31 +54,10 @@ def came(course: Course, start: int, stop: int) -> list[float]:
     return (np.bincount(numbers, minlength=len(course.sets)) / len(numbers)).tolist()
 
 
-def test_every_assistant_turn_carries_loss_and_nothing_else(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    turns = [("system", "ab"), ("user", "cd"), ("assistant", "ef"), ("user", "gh"), ("assistant", "dcba")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    samples = [{"id": "one", "task": "say", "messages": messages}, sample(2, answer="hgf")]
-    rows = Rows(write(tmp_path, samples, tokenizer, Sft(row_length=200)))
-    row = rows.fetch(np.array([0]))
-    learnt = row["tokens"][row["loss"] == 1].tolist()
-    end = [tokenizer.im_end]
-    answers = [[*tokenizer.encode(text), *end] for text in ("ef", "dcba", "hgf")]
-    order = rows.documents([0])[0]
-    wanted = [answers[0] + answers[1], answers[2]]
-    assert sorted(order) == [0, 1] and learnt == wanted[order[0]] + wanted[order[1]]
-
-
-def test_a_sample_that_is_too_long_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"^sample say-1: \d+ tokens do not fit into sft.row_length=40; try sft.row_len"
-    ):
-        write(tmp_path, [sample(0), sample(1, answer="abcd" * 20)], tokenizer, Sft(row_length=40))
-
-
 def test_weights_are_how_often_a_sample_comes() -> None:
     samples = [sample(n, task) for n in range(4) for task in ("twice", "half", "never", "once")]
     chosen = weigh(samples, Sft(weights={"twice": 2.0, "half": 0.5, "never": 0.0}))
-    assert Counter(s["task"] for s in chosen) == {"twice": 8, "half": 2, "once": 4}
+    assert Counter(s.task for s in chosen) == {"twice": 8, "half": 2, "once": 4}
     with pytest.raises(InputError, match=r"^sft\.weights\.nice: no sample of this task; there are half, never, once"):
         weigh(samples, Sft(weights={"nice": 1.0}))
 
@@ -79,27 +65,30 @@ def test_weights_are_how_often_a_sample_comes() -> None:
 def test_without_curriculum_and_replay_the_rows_are_one_shuffled_set(tmp_path: Path) -> None:
     (only,) = sets(tmp_path, [20])
     assert easy_to_hard([only], tmp_path / "no text", Sft(steps=10, batch_rows=4)) == Course.of(only)
-    assert buckets([sample(n) for n in range(3)], 1) == [[sample(0), sample(1), sample(2)]]
+    assert buckets([sample(n) for n in range(3)], {}, 1) == [[sample(0), sample(1), sample(2)]]
 
 
-def test_buckets_hold_each_tasks_easy_samples_first(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_buckets_hold_each_tasks_easy_samples_first(ray_cluster: None, tokenizer: Tokenizer, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    folder.save(new_decoder(CFG, tokenizer.padded_size, seed=0), base, stop=(tokenizer.im_end,), pad=tokenizer.pad)
+    hugging_face.save(new_decoder(CFG, tokenizer.padded_size, seed=0), base, Defaults.of(tokenizer, chat=True))
     samples = [sample(n, "ab"[n % 2], answer="abcdefgh"[n % 7] * (1 + n // 2)) for n in range(12)]
-    cfg = Sft(row_length=64, curriculum=Curriculum(stages=3))
-    found = buckets(graded(samples, tmp_path, base, tokenizer, cfg), 3)
+    cfg = Config(
+        sft=Sft(row_length=64, curriculum=Curriculum(stages=3)), cluster=Cluster(threads=1, cpus_per_worker=0.2)
+    )
+    found = buckets(samples, graded(samples, tmp_path, base, tokenizer, cfg), 3)
     losses = {made["id"]: made["loss"] for made in map(json.loads, lines(tmp_path / GRADES))}
     for task in "ab":
-        ordered = sorted((s["id"] for s in samples if s["task"] == task), key=lambda name: losses[name])
-        assert [{s["id"] for s in bucket if s["task"] == task} for bucket in found] == [
+        ordered = sorted((s.id for s in samples if s.task == task), key=lambda name: losses[name])
+        assert [{s.id for s in bucket if s.task == task} for bucket in found] == [
             set(ordered[:2]),
             set(ordered[2:4]),
             set(ordered[4:]),
         ]
     # What an earlier attempt graded is taken as it is.
     (tmp_path / GRADES).write_text("".join(f'{{"rank": {(n + 0.5) / 12}}}\n' for n in range(12)))
-    again = buckets(graded(samples, tmp_path, base, tokenizer, cfg), 3)
-    assert [[s["id"] for s in bucket] for bucket in again] == [[s["id"] for s in samples[n : n + 4]] for n in (0, 4, 8)]
+    again = buckets(samples, graded(samples, tmp_path, base, tokenizer, cfg), 3)
+    assert [[s.id for s in bucket] for bucket in again] == [[s.id for s in samples[n : n + 4]] for n in (0, 4, 8)]
 
 
 def lines(path: Path) -> list[str]:
@@ -147,12 +136,7 @@ def test_a_stage_without_rows_is_refused(tmp_path: Path, pace: float) -> None:
 
 def test_a_stage_without_samples_is_refused() -> None:
     with pytest.raises(InputError, match=r"^sft\.curriculum\.stages=3: no sample for stage 1 of the 2 that there are"):
-        buckets([{**sample(n), "rank": rank} for n, rank in enumerate((0.4, 0.9))], 3)
-
-
-def test_each_task_has_its_own_samples() -> None:
-    mixed = [sample(0, "b"), sample(1, "a"), sample(2, "b")]
-    assert by_task(mixed) == {"a": [mixed[1]], "b": [mixed[0], mixed[2]]}
+        buckets([sample(0), sample(1)], {"say-0": 0.4, "say-1": 0.9}, 3)
 
 
 @pytest.mark.parametrize("task", ["../up", "a/b", ".hidden", "n" * 81, "nul\\u0000", ""])
@@ -173,9 +157,29 @@ def test_forgetting_is_the_ratio_of_perplexities(tokenizer: Tokenizer, tmp_path:
     told = forgetting(knows, forgot, tokenizer, Rows(tmp_path / "val"), limit=10)
     assert told["base_perplexity_before"] == pytest.approx(tokenizer.padded_size, rel=0.1)
     assert told["forgetting"] == told["base_perplexity_after"] / told["base_perplexity_before"] > 1.5
-    assert remedy({"base_perplexity_before": 68.123, "base_perplexity_after": 190.06}, Sft(replay=0.1)) == (
+    assert remedy({"base_perplexity_before": 68.123, "base_perplexity_after": 190.06}, "chat", Sft(replay=0.1)) == (
         "chat: the perplexity of the base model's held-out text went from 68.12 to 190.1; "
         "sft.replay=0.2 would keep more of it"
     )
     write_rows(tmp_path / "none", [], row_length=8, rows_per_shard=64, meta=meta)
     assert forgetting(knows, forgot, tokenizer, Rows(tmp_path / "none"), limit=10) == {}
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "easy and hard are not swapped",
+        "trainers/sft.py",
+        "int(ranks[sample.id] * stages)",
+        "stages - 1 - int(ranks[sample.id] * stages)",
+        None,
+    ),
+    ("later stages revisit", "trainers/sft.py", "old = cfg.curriculum.revisit if stage else 0.0", "old = 0.0", None),
+    ("replay has its share", "trainers/sft.py", "share * (1.0 - cfg.replay) for", "share for", None),
+    (
+        "forgetting is after over before",
+        "trainers/closing.py",
+        '"forgetting": new / old',
+        '"forgetting": old / new',
+        None,
+    ),
+]

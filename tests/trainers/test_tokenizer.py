@@ -7,9 +7,13 @@ import pytest
 
 from cluster.run import open_stage
 from conf.entry import compose
-from conf.schema import Config, InputError
-from moe.tokenizer import Tokenizer
-from tests.moe.foreign_tokenizers import smollm
+from conf.errors import InputError
+from conf.schema import Config
+from moe.text.chat import prompt_ids
+from moe.text.defaults import Defaults
+from moe.text.tokenizer import Tokenizer
+from tests.moe.text.foreign_tokenizers import smollm
+from tests.moe.text.parents import parent as chat_parent
 from trainers import tokenizer
 
 TRAIN = ["春眠不觉晓", "处处闻啼鸟", "春风春雨"] * 4
@@ -43,6 +47,31 @@ def test_an_existing_tokenizer_is_taken_as_it_is(tmp_path: Path, parent: Path, k
     assert Tokenizer.load(cfg.run.folder / "tokenizer").digest == taken.digest
     assert metrics["tokens_per_character"] == sum(len(taken.encode(text)) for text in VAL) / 7
     assert "tokens_per_character_before" not in metrics
+
+
+def test_a_parent_keeps_its_chat_format_and_its_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = chat_parent("llama3", tmp_path / "llama3")
+    cfg = config(tmp_path, f"parent.model={own}", "tokenizer.extend=2")
+    tokenizer.main(cfg)
+    assert "ChatML" not in capsys.readouterr().out
+    before, after = Tokenizer.load(own), Tokenizer.load(cfg.run.folder / "tokenizer")
+    asked = [{"role": "user", "content": "the cat"}]
+    assert after.size > before.size and prompt_ids(after, asked) == prompt_ids(before, asked)
+    base = Defaults.of(after, chat=False, also=before.stop)
+    assert [after.specials[index] for index in base.stop] == ["<|end_of_text|>", "<|eot_id|>"]
+    assert json.loads(base.files["tokenizer_config.json"])["chat_template"] == before.form.template
+
+    changed = (own / "tokenizer_config.json").read_text("utf-8").replace("| trim", "")
+    (own / "tokenizer_config.json").write_text(changed, "utf-8")
+    with pytest.raises(InputError, match="template"):  # the parent is another one now
+        tokenizer.main(cfg)
+
+
+def test_what_replaces_a_format_that_is_not_there_is_said_once(
+    tmp_path: Path, parent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.main(config(tmp_path, f"parent.model={parent}"))
+    assert capsys.readouterr().out.count(f"{parent}: no chat template; conversations are written in ChatML") == 1
 
 
 def test_it_is_extended_by_characters_and_by_a_second_one(

@@ -9,11 +9,16 @@ import pytest
 import torch
 
 from conf.entry import compose
-from conf.schema import Config, InputError, Model, Optim, Parent, Pretrain, Run
-from moe import folder
+from conf.errors import InputError
+from conf.knobs.model import Model, Parent
+from conf.knobs.running import Run
+from conf.knobs.training import Optim, Pretrain
+from conf.schema import Config
 from moe.decoder import new_decoder
 from moe.footprint import active_parameters, forward_flops, parameters
+from moe.formats import hugging_face
 from moe.losses import cross_entropy_sum
+from moe.text.defaults import Defaults
 from trainers import twin
 from trainers.twin import dense
 
@@ -45,8 +50,8 @@ def test_the_twin_is_a_dense_model(tmp_path: Path) -> None:
             gate.mul_(-3)
         again = model(tokens, torch.ones_like(tokens)).states
     torch.testing.assert_close(again, hidden.states.detach())
-    folder.save(model, tmp_path, stop=(0,), pad=1)
-    assert folder.load(tmp_path).cfg.expert_size == 96
+    hugging_face.save(model, tmp_path, Defaults({}, (0,), 1))
+    assert hugging_face.load(tmp_path).cfg.expert_size == 96
 
 
 def test_the_stage_pretrains_as_the_base_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +75,14 @@ def test_the_preset_is_the_demo_with_a_twin() -> None:
     assert both.pipeline.stages == "corpus tokenizer tokens base twin report".split()
     both.pipeline.stages = demo.pipeline.stages
     assert both == demo  # so that what the demo has finished is skipped
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "a twin is as wide as a token's experts",
+        "trainers/twin.py",
+        "expert_size=model.top_k * model.expert_size",
+        "expert_size=model.expert_size",
+        None,
+    ),
+]

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.tracker import read_metrics
-from conf.schema import Checkpoints, Cluster, Compute, Doctor, Gpu, Model, Optim, Pretrain, Spikes, Tracker
+from cluster.tracking.tracker import read_metrics
+from conf.knobs.model import Compute, Gpu, Model
+from conf.knobs.running import Cluster
+from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Spikes
 from moe.decoder import Decoder, new_decoder
-from moe.optimizer import set_learning_rate
-from trainers.course import Course
-from trainers.feed import DirectFeed, Feed
-from trainers.loop import learn
-from trainers.objectives import LANGUAGE_MODEL, Batch, Objective
-from trainers.packing import pack
-from trainers.plan import Plan
-from trainers.rows import write_rows
-from trainers.state import State
-from trainers.step import gradients
+from moe.training.objectives import LANGUAGE_MODEL, Batch, Objective
+from moe.training.optimizer import set_learning_rate
+from moe.training.step import gradients
+from trainers.loop.loop import learn
+from trainers.loop.recipe import Plan
+from trainers.loop.state import State
+from trainers.rows.feed import DirectFeed, Feed
+from trainers.rows.mixture import Course
+from trainers.rows.packing import pack
+from trainers.rows.rows import write_rows
 
 CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
 VOCABULARY = 128
@@ -46,7 +48,6 @@ def plan_for(folder: Path, *, fit: dict[str, Any] | None = None, **parts: Any) -
     knobs = {"steps": 40, "batch_rows": 8, "eval_every": 20, "save_every": 10, "log_every": 1} | (fit or {})
     plan = Plan(
         folder=folder,
-        run="test",
         stage="base",
         start=start,
         objective=LANGUAGE_MODEL,
@@ -61,7 +62,6 @@ def plan_for(folder: Path, *, fit: dict[str, Any] | None = None, **parts: Any) -
         spikes=Spikes(),
         saving=Checkpoints(),
         cluster=Cluster(threads=1),
-        tracker=Tracker(),
         seed=0,
     )
     return replace(plan, **parts)

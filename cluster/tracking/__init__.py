@@ -1,0 +1,1 @@
+"""How a run is told: metrics.jsonl always, Weights & Biases when asked."""

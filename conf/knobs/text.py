@@ -1,0 +1,71 @@
+"""From raw text to packed rows of token ids."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from conf.errors import InputError
+from conf.knobs.checks import positive, share
+
+
+class Txt(Enum):
+    file = "file"
+    paragraph = "paragraph"  # each run of lines between blank ones
+
+
+@dataclass(kw_only=True)
+class Corpus:
+    """Raw text to clean documents: read, normalise, drop exact duplicates, split by hash."""
+
+    files: list[str] = field(default_factory=lambda: ["data/poems.jsonl.gz"])  # or folders of .txt .jsonl .parquet ...
+    txt: Txt = Txt.file  # what is a document of a .txt file: file, or paragraph (between blank lines)
+    template: str = "{text}"  # how a record becomes a document; {field} names a field of the record
+    keep: list[str] = field(default_factory=list)  # fields that go along with the text, for the domain; empty: all
+    max_documents: int = 0  # 0: all
+    max_bad_fraction: float = 0.0  # share of bad records set aside in rejects.jsonl; above it the job stops
+    max_line_bytes: int = 8 * 2**20  # of a line, of an element of a .json array, of a .txt file that is one document
+    val_fraction: float = 0.01
+    test_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise InputError("corpus.files=[] names no file; try corpus.files=[data/poems.jsonl.gz]")
+        share("corpus", self, "max_bad_fraction", "val_fraction", "test_fraction")
+        positive("corpus", self, "max_line_bytes")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise InputError(
+                f"corpus.val_fraction={self.val_fraction} and corpus.test_fraction={self.test_fraction} "
+                "leave nothing to train on; their sum must be below 1"
+            )
+
+
+@dataclass(kw_only=True)
+class Tokenizer:
+    """Byte-fallback BPE, trained on the training split, or an existing tokenizer folder."""
+
+    path: str = ""  # an existing tokenizer folder; empty: train one, or take that of parent.model
+    extend: int = 0  # add so many of the corpus's most frequent characters that the existing tokenizer has no piece for
+    merge: str = ""  # a second tokenizer folder, whose pieces are added
+    vocab_size: int = 4608  # pieces, special tokens and the 256 bytes included
+    isolate_han: bool = True  # every Han character is a piece of its own; merges join other scripts only
+    min_frequency: int = 2
+
+    def __post_init__(self) -> None:
+        if self.extend < 0:
+            raise InputError(f"tokenizer.extend={self.extend} must not be negative")
+        if self.vocab_size < 300:
+            raise InputError(
+                f"tokenizer.vocab_size={self.vocab_size} must be at least 300: "
+                "256 bytes and the special tokens come first"
+            )
+
+
+@dataclass(kw_only=True)
+class Tokens:
+    """Documents to packed rows of token ids."""
+
+    row_length: int = 256
+    rows_per_shard: int = 16384
+    actors: int = 2  # tokenising actors
+
+    def __post_init__(self) -> None:
+        positive("tokens", self, "row_length", "rows_per_shard", "actors")

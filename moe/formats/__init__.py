@@ -1,0 +1,1 @@
+"""Models on disk: Hugging Face folders and GGUF files in and out, upcycling, certificates."""

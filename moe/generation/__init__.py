@@ -1,0 +1,1 @@
+"""Decoding: the engine, log-probabilities of given tokens, int8 weights."""

@@ -1,0 +1,55 @@
+"""Causal grouped-query attention over grid rows that may hold several documents.
+
+Letters: D head size; a joined tensor holds queries, keys and values side by side: [rows, width, heads + 2 kv_heads, D].
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe.kernels import native
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The first position that each position of a row may see: where its document begins."""
+
+    starts: Tensor  # [rows, width] int64, never falling along a row
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[rows, 1, width, width] True where a query may look."""
+        at = torch.arange(self.starts.shape[1], device=self.starts.device)
+        return ((at >= self.starts.unsqueeze(2)) & (at <= at.unsqueeze(1))).unsqueeze(1)
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, joined: Tensor, heads: int, kv_heads: int, starts: Tensor | None) -> Tensor:
+        out, lse = native.attention(joined, heads, kv_heads, starts)
+        ctx.heads, ctx.kv_heads = heads, kv_heads
+        ctx.save_for_backward(joined, starts, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        joined, starts, out, lse = ctx.saved_tensors
+        d_out = grads[0].contiguous()
+        return native.attention_backward(d_out, joined, ctx.heads, ctx.kv_heads, starts, out, lse), None, None, None
+
+
+def attention(joined: Tensor, heads: int, kv_heads: int, documents: Documents | None = None) -> Tensor:
+    """softmax(q k / sqrt(D)) v over the positions up to a query's own, or those of its document.
+
+    joined [rows, width, heads + 2 kv_heads, D] -> [rows, width, heads, D].
+    """
+    if native.ready(joined):
+        return _Native.apply(joined, heads, kv_heads, None if documents is None else documents.starts)
+    q, k, v = joined.transpose(1, 2).split((heads, kv_heads, kv_heads), 1)
+    mask = None if documents is None else documents.mask
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)
+    return out.transpose(1, 2)

@@ -1,0 +1,254 @@
+"""The passes of the CPU step that are bound by memory or by exp, in C: native.c and attention.c.
+
+They are optional. `python -m moe.kernels.native` (`make native`) builds them with the system's C compiler; at run time
+an existing build is loaded and nothing is ever compiled, so a run's arithmetic cannot change under it. Without a build,
+where `processor` says so, and for tensors that are not contiguous fp32 in main memory the callers' torch code computes
+the same: `ready` decides. No result depends on the number of threads.
+
+Letters: N tokens, H hidden size, I inner width, V vocabulary, R rows, D head size.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe.kernels.processor import VARIABLE, instructions, processor
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "attention.c", "native.h")]
+_FLAGS = "-std=gnu11 -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC".split()
+_KERNELS = {  # arguments but the last, the number of threads: p is a pointer, n a size, f a float
+    "exponentials": "ppn",
+    "swiglu": "ppnn",
+    "swiglu_backward": "pppnn",
+    "combine_backward": "ppppppnn",
+    "rms_norm": "ppppnnf",
+    "rms_norm_backward": "pppppppnn",
+    "norm_turn": "ppppppnnnnf",
+    "norm_turn_backward": "pppppppppnnnn",
+    "cross_entropy": "pppnnn",
+    "transpose": "ppnn",
+    "attention": "pppppnnnnn",
+    "attention_backward": "pppppppnnnnn",
+}
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+
+
+def _openmp() -> list[str]:
+    # torch brings an OpenMP of its own; a second one in the process would fight it for the cores
+    # (resolved: an environment that is reached through a link has the same build)
+    return [str(path.resolve()) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
+
+
+def built() -> Path:
+    """Where the build for these sources, this processor and this OpenMP lies, if there is one."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    parts = [*(source.read_text() for source in _SOURCES), *_FLAGS, *_openmp(), platform.machine(), instructions()]
+    key = sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache_home / "conclave" / f"native-{key}.so"
+
+
+def build() -> str:
+    """Compile; returns why that was not possible, or nothing. Several processes may build at once."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return "no C compiler"
+    target = built()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder, target.name)
+        # --as-needed drops the compiler's own OpenMP where torch's has every symbol
+        link = ["-Wl,--as-needed", *map(str, _SOURCES[:2]), *_openmp(), "-lm", "-o", str(made)]
+        done = subprocess.run([compiler, *_FLAGS, *link], capture_output=True, text=True)
+        if done.returncode:
+            return f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        os.replace(made, target)
+    return ""
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none: decided once in a process."""
+    if not built().exists():
+        return None, "not built: run `make native`"
+    try:
+        library = ctypes.CDLL(str(built()))
+    except OSError as error:  # built against something that is gone
+        return None, f"{error}; run `make native`"
+    for name, arguments in _KERNELS.items():
+        kernel = getattr(library, name)
+        kernel.argtypes = [*(_TYPES[kind] for kind in arguments), ctypes.c_int]
+        kernel.restype = None
+    library.blocks_of.argtypes, library.blocks_of.restype = [ctypes.c_int64], ctypes.c_int64
+    library.attention_scratch.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    library.attention_scratch.restype = ctypes.c_int64
+    return library, ""
+
+
+def available() -> bool:
+    """Whether the kernels are in use."""
+    return processor().kernels and _load()[0] is not None
+
+
+def reason() -> str:
+    """Why they are not; nothing if they are."""
+    return _load()[1] if processor().kernels else f"switched off by {VARIABLE}"
+
+
+def ready(*tensors: Tensor) -> bool:
+    """Whether the kernels can take these: contiguous fp32 in main memory."""
+    return available() and all(
+        t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors
+    )
+
+
+def _library() -> ctypes.CDLL:
+    library, why = _load()
+    assert library is not None, why
+    return library
+
+
+def _call(name: str, *arguments: Tensor | int | float | None) -> None:
+    plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    getattr(_library(), name)(*plain, torch.get_num_threads())
+
+
+def _partial(rows: int, width: int) -> Tensor:
+    return torch.empty(_library().blocks_of(rows) * width, dtype=torch.float32, device="cpu")
+
+
+def exponentials(x: Tensor) -> Tensor:
+    """e^x as the kernels compute it: 0 below -87, e^88 above 88."""
+    y = torch.empty_like(x)
+    _call("exponentials", x, y, x.numel())
+    return y
+
+
+def swiglu(hidden: Tensor) -> Tensor:
+    """silu(gate) * up of hidden [R, 2I], gate first -> [R, I]."""
+    rows, width = hidden.shape
+    active = hidden.new_empty(rows, width // 2)
+    _call("swiglu", hidden, active, rows, width // 2)
+    return active
+
+
+def swiglu_backward(hidden: Tensor, d_active: Tensor) -> tuple[Tensor, Tensor]:
+    """hidden [R, 2I], dL/dactive [R, I] -> (dL/dhidden, active); the second is written over `d_active`."""
+    d_hidden = torch.empty_like(hidden)
+    _call("swiglu_backward", hidden, d_active, d_hidden, *d_active.shape)
+    return d_hidden, d_active
+
+
+def combine_backward(dy: Tensor, out: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Through y[token[r]] += weight[r] * out[r]: dy [N, H], out [R, H], weight [R, 1] -> dL/dout, dL/dweight [R]."""
+    d_out, d_weight = torch.empty_like(out), out.new_empty(out.shape[0])
+    _call("combine_backward", dy, out, token, weight, d_out, d_weight, *out.shape)
+    return d_out, d_weight
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [N, H], weight [H] -> weight * scale * x and the scale [N, 1], 1 / root mean square."""
+    y, scale = torch.empty_like(x), x.new_empty(x.shape[0], 1)
+    _call("rms_norm", x, weight, y, scale, *x.shape, eps)
+    return y, scale
+
+
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """-> dL/dx [N, H], dL/dweight [H]."""
+    dx, dw = torch.empty_like(x), torch.empty_like(weight)
+    _call("rms_norm_backward", dy, x, weight, scale, dx, dw, _partial(*x.shape), *x.shape)
+    return dx, dw
+
+
+def norm_turn(
+    x: Tensor, turned: int, cos: Tensor, sin: Tensor, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """x [N, heads, D], cos and sin [N, 1, D/2], weight [turned, D] -> what `norm.norm_turn` says, and the scale
+    [N, turned, 1] if there is a weight."""
+    y = torch.empty_like(x)
+    scale = None if weight is None else x.new_empty(x.shape[0], turned, 1)
+    _call("norm_turn", x, cos, sin, weight, y, scale, *x.shape[:2], turned, x.shape[2], eps)
+    return y, scale
+
+
+def norm_turn_backward(
+    dy: Tensor, x: Tensor | None, turned: int, cos: Tensor, sin: Tensor, weight: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """-> dL/dx [N, heads, D], dL/dweight [turned, D]. Without a weight x and scale are not read."""
+    rows, heads, dim = dy.shape
+    dx = torch.empty_like(dy)
+    dw = partial = None
+    if weight is not None:
+        dw, partial = torch.empty_like(weight), _partial(rows, turned * dim)
+    _call("norm_turn_backward", dy, x, cos, sin, weight, scale, dx, dw, partial, rows, heads, turned, dim)
+    return dx, dw
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Write dL/dlogits = softmax - onehot over logits [M, V]; returns -log p(target) [M'], fp64, for targets [M'].
+
+    Rows from M' on are padding; their gradient is 0. Raises IndexError for a target outside the vocabulary.
+    """
+    targets = targets.contiguous()
+    if targets.numel() and not 0 <= targets.min() <= targets.max() < logits.shape[1]:
+        raise IndexError(
+            f"targets reach from {targets.min()} to {targets.max()}, the vocabulary from 0 to {logits.shape[1] - 1}"
+        )
+    losses = torch.empty(targets.shape[0], dtype=torch.float64, device="cpu")
+    _call("cross_entropy", logits, targets, losses, logits.shape[0], targets.shape[0], logits.shape[1])
+    return losses
+
+
+def transpose(x: Tensor) -> Tensor:
+    """x [n, m] -> [m, n], contiguous."""
+    y = x.new_empty(x.shape[1], x.shape[0])
+    _call("transpose", x, y, *x.shape)
+    return y
+
+
+def _scratch(width: int, dim: int, backward: bool) -> Tensor:
+    floats = torch.get_num_threads() * _library().attention_scratch(width, dim, backward)
+    room = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
+    return room[-room.data_ptr() % 64 // 4 :]  # vectors are loaded from whole cache lines
+
+
+def attention(joined: Tensor, heads: int, kv: int, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Causal attention over joined [rows, width, heads + 2 kv, D] (queries, keys, values).
+
+    starts [rows, width] int64: the first position that each position sees, never falling along a row; without it all do
+    from 0. Returns [rows, width, heads, D] and what the backward pass needs of the softmax.
+    """
+    rows, width, _, dim = joined.shape
+    out, lse = joined.new_empty(rows, width, heads, dim), joined.new_empty(rows, heads, width)
+    _call("attention", joined, starts, out, lse, _scratch(width, dim, False), rows, width, heads, kv, dim)
+    return out, lse
+
+
+def attention_backward(
+    d_out: Tensor, joined: Tensor, heads: int, kv: int, starts: Tensor | None, out: Tensor, lse: Tensor
+) -> Tensor:
+    """-> dL/djoined."""
+    rows, width, _, dim = joined.shape
+    made, scratch = torch.empty_like(joined), _scratch(width, dim, True)
+    _call("attention_backward", joined, starts, out, lse, d_out, made, scratch, rows, width, heads, kv, dim)
+    return made
+
+
+def main() -> None:
+    why = build() or reason()
+    if why:
+        sys.exit(f"{why}: torch path")
+    print(f"native kernels: {built()}")
+
+
+if __name__ == "__main__":
+    main()

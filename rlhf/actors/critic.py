@@ -1,0 +1,40 @@
+"""The critic actor: a value for the state before each token of an answer, and its learning."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conf.knobs.alignment import Ppo
+from conf.knobs.model import Precision
+from moe.formats import hugging_face
+from rlhf.actors.trained import Trained
+from rlhf.forward import slices, spread, token_values
+from rlhf.losses import explained_variance
+from rlhf.messages import Batch
+from rlhf.objectives import value_objective
+
+
+class Critic(Trained):
+    def __init__(
+        self, folder: Path, cfg: Ppo, precision: Precision, seed: int, threads: int, device: str = "cpu"
+    ) -> None:
+        """It begins as the reward model, or as the chat model where there is none."""
+        scalar = hugging_face.load_scalar(folder, seed=seed)
+        with torch.no_grad():
+            scalar.score.weight.zero_()  # it starts by expecting nothing
+        super().__init__(scalar, cfg.critic_lr, cfg, precision, seed, threads, device)
+
+    @torch.inference_mode()
+    def values(self, batch: Batch) -> Tensor:
+        """[B, T]"""
+        return spread(torch.cat([token_values(self.model, part) for part in slices(batch)]), batch.mask)
+
+    def update(self, batch: Batch, values: Tensor, returns: Tensor) -> dict[str, float]:
+        """One PPO iteration of the value model; `values` are those before it."""
+        self._begin(batch)
+        objective = value_objective(self.cfg)
+        stats = self._learn("critic", batch, {"values": values, "returns": returns}, lambda number: objective)
+        self.version += 1
+        chosen = batch.mask.bool()
+        return stats | {"critic/vf_explained_var": explained_variance(values[chosen], returns[chosen])}

@@ -1,0 +1,75 @@
+"""The learner actor: the policy and its optimizer.
+
+Beside each minibatch it learns a few instruction samples again: PPO-ptx (Ouyang et al. 2022, eq. 2) with the chat
+stage's data in the place of pretraining's.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conf.knobs.alignment import Advantages, Ppo
+from conf.knobs.model import Precision
+from moe.formats import hugging_face
+from moe.text.defaults import Defaults
+from moe.text.tokenizer import Tokenizer
+from moe.training.objectives import Objective
+from rlhf.actors.trained import Columns, Trained
+from rlhf.forward import token_logprobs
+from rlhf.messages import Batch, Weights
+from rlhf.objectives import policy_objective
+from rlhf.replay import Replay
+
+
+class Learner(Trained):
+    def __init__(
+        self,
+        folder: Path,
+        cfg: Ppo,
+        precision: Precision,
+        seed: int,
+        threads: int,
+        replay: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(hugging_face.load(folder), cfg.lr, cfg, precision, seed, threads, device)
+        self.tokenizer = Tokenizer.load(folder)
+        self.replay = Replay(replay, self.tokenizer, seed, cfg.replay_tasks) if replay and cfg.replay else None
+
+    def weights(self) -> Weights:
+        """The policy as it is, for the rollout actors."""
+        return Weights.of(self.version, hugging_face.to_disk(self.model))
+
+    def update(self, batch: Batch, advantages: Tensor, reference: Tensor) -> dict[str, float]:
+        """One iteration of the policy; `advantages` and the chat model's log-probs are [B, T]. In the critic's warm-up
+        only time passes."""
+        self._begin(batch)
+        stats = {"train/rollout_logprob_abs_diff": self._disagreement(batch)}
+        if self.cfg.advantages is not Advantages.gae or self.version >= self.cfg.critic_warmup:
+            columns: Columns = {"advantages": advantages, "reference": reference}
+            stats |= self._learn("actor", batch, columns, self._objective)
+        self.version += 1
+        return stats
+
+    def export(self, path: Path) -> None:
+        """The policy as a model folder."""
+        hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True))
+
+    def _objective(self, number: int) -> Objective:
+        steps = self.cfg.epochs * self.cfg.minibatches
+        again = self.replay.draw(self.version * steps + number, self.cfg.replay) if self.replay else None
+        return policy_objective(self.cfg, again)
+
+    @torch.no_grad()
+    def _disagreement(self, batch: Batch) -> float:
+        """The largest difference, over the first rows, between the policy's log-probs and those of the rollout, which
+        has the same weights."""
+        part = batch.rows(torch.arange(min(_LOOKED_AT, len(batch.tokens))))
+        self.model.eval()
+        new = token_logprobs(self.model, part)[0].cpu()
+        self.model.train()
+        return float((new - part.logprobs[part.mask.bool()]).abs().max())
+
+
+_LOOKED_AT = 16  # rows

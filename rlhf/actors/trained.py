@@ -1,0 +1,103 @@
+"""What learner and critic have in common: a model with its optimizer, at a version. They alone hold state.
+
+An update is applied once, to the version that it was made for.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conf.errors import InputError
+from conf.knobs.alignment import Ppo
+from conf.knobs.model import Precision
+from conf.knobs.training import Optim, Optimizer
+from moe.decoder import Decoder
+from moe.kernels.allocator import keep_buffers
+from moe.training import checkpoint
+from moe.training.objectives import Objective, in_precision
+from moe.training.optimizer import new_optimizer
+from moe.training.step import apply, gradients
+from rlhf.messages import Batch
+
+Columns = Mapping[str, Tensor]  # what an update needs beside the batch, each [B, T]
+
+
+class Trained:
+    def __init__(
+        self, model: Decoder, lr: float, cfg: Ppo, precision: Precision, seed: int, threads: int, device: str
+    ) -> None:
+        torch.set_num_threads(threads)
+        keep_buffers()
+        self.model = model.train().to(device)
+        self.optimizer = new_optimizer(self.model, Optim(kind=Optimizer.adamw, weight_decay=0.0, lr=lr))
+        self.lr, self.cfg, self.precision, self.seed, self.version = lr, cfg, precision, seed, 0
+        self._taken: checkpoint.Taken = {}
+
+    def ready(self) -> int:
+        """The version that it holds."""
+        return self.version
+
+    def take(self) -> None:
+        """Keep a copy of the state, for `write`."""
+        self._taken = checkpoint.take(self.model, self.optimizer)
+
+    def write(self, folder: Path) -> None:
+        """Write what `take` kept into `folder`, which is made."""
+        folder.mkdir()
+        checkpoint.write(folder, self._taken)
+        self._taken = {}
+
+    def load(self, folder: Path, version: int) -> int:
+        checkpoint.load(folder, self.model, self.optimizer)
+        self.version = version
+        return version
+
+    def _begin(self, batch: Batch) -> None:
+        assert batch.version == self.version, f"update for version {batch.version}, but this is version {self.version}"
+
+    def _minibatches(self, batch: Batch, columns: Columns) -> Iterator[dict[str, Tensor]]:
+        """Every minibatch of every epoch, whose rows are a function of (seed, version)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.version)
+        rows = len(batch.tokens)
+        for _ in range(self.cfg.epochs):
+            for index in torch.randperm(rows, generator=generator).chunk(self.cfg.minibatches):
+                part = batch.rows(index)
+                width = part.tokens.shape[1]
+                both = part.columns | {name: values[index, :width] for name, values in columns.items()}
+                yield {name: values.to(self.model.device) for name, values in both.items()}
+
+    def _learn(
+        self, name: str, batch: Batch, columns: Columns, objective: Callable[[int], Objective]
+    ) -> dict[str, float]:
+        """An optimizer step on each minibatch by the objective of its number; the means of what the steps said.
+
+        A step whose loss or gradient is not finite moves nothing. Raises `InputError` naming the learning rate when all
+        of them were such.
+        """
+        stats: defaultdict[str, list[float]] = defaultdict(list)
+        for number, part in enumerate(self._minibatches(batch, columns)):
+            taken = gradients(
+                self.model,
+                in_precision(objective(number), self.precision),
+                part,
+                accumulate=self.cfg.accumulate,
+                clip=self.cfg.grad_clip,
+            )
+            stats[f"{name}/refused"].append(float(not taken.finite))
+            if taken.finite:
+                apply(self.model, self.optimizer, rate=self.lr)
+                stats[f"{name}/grad_norm"].append(taken.norm)
+                for said, value in taken.metrics.items():
+                    if said.startswith(f"{name}/"):
+                        stats[said].append(value)
+        if all(stats[f"{name}/refused"]):
+            knob = "ppo.lr" if name == "actor" else "ppo.critic_lr"
+            raise InputError(
+                f"{knob}={self.lr:g}: no step of iteration {self.version} has a finite loss and gradient; try a lower "
+                "one, and look at critic/rewards/mean in metrics.jsonl"
+            )
+        return {said: float(np.mean(values)) for said, values in stats.items()}

@@ -1,0 +1,48 @@
+"""How much better an answer, or a token of it, was than expected. Pure functions; letters as in `rlhf.losses`.
+
+`(rewards [B, T], values [B, T] or None, mask [B, T], groups [B], cfg) -> (advantages [B, T], returns [B, T] or None)`;
+`groups` are numbers, the same for answers to one query of one iteration. Only `gae` needs a critic.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from conf.knobs.alignment import Advantages, Ppo
+from rlhf.losses import gae as generalised
+from rlhf.losses import whiten
+
+Result = tuple[Tensor, Tensor | None]
+_LEAST = 1e-6  # of a group's deviation: where all answers earn the same there is nothing to learn
+
+
+def gae(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: Tensor, cfg: Ppo) -> Result:
+    """Each token against the critic's values (Schulman et al. 2016), whitened over the batch."""
+    assert values is not None
+    advantages, returns = generalised(rewards, values, mask, gamma=cfg.gamma, lam=cfg.lam)
+    return whiten(advantages, mask), returns
+
+
+def group(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: Tensor, cfg: Ppo) -> Result:
+    """GRPO (Shao et al. 2024): an answer's reward less its group's mean, in the group's deviations, at all tokens."""
+    earned = rewards.sum(1).double()  # in fp32 a mean of equal numbers is off by enough to be told apart by `_LEAST`
+    same = (groups.unsqueeze(1) == groups).to(earned)  # [B, B]
+    count = same.sum(1)
+    over = earned - same @ earned / count
+    deviation = (same @ over.square() / count).sqrt()
+    return (over / (deviation + _LEAST)).to(mask).unsqueeze(1) * mask, None
+
+
+def leave_one_out(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: Tensor, cfg: Ppo) -> Result:
+    """RLOO (Ahmadian et al. 2024): an answer's reward less the mean of its group's others, at all its tokens."""
+    earned = rewards.sum(1)
+    others = (groups.unsqueeze(1) == groups).to(earned) - torch.eye(len(groups))
+    return (earned - others @ earned / others.sum(1).clamp(min=1.0)).unsqueeze(1) * mask, None
+
+
+ADVANTAGES: dict[Advantages, Callable[[Tensor, Tensor | None, Tensor, Tensor, Ppo], Result]] = {
+    Advantages.gae: gae,
+    Advantages.group: group,
+    Advantages.leave_one_out: leave_one_out,
+}

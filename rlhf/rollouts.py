@@ -1,0 +1,68 @@
+"""Queries as requests to a rollout actor: which fit, which prompt they are, and under which key they are asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conf.errors import InputError
+from conf.knobs.alignment import Ppo, Rank
+from moe.tasks.task import Sample
+from moe.text.chat import naming, prompt_ids
+from moe.text.tokenizer import Tokenizer
+from rlhf.messages import Key, Request
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query with its prompt's ids."""
+
+    sample: Sample
+    prompt: list[int]
+
+
+def fitting(samples: Sequence[Sample], tokenizer: Tokenizer, *, context: int, answer: int, knob: str) -> list[Query]:
+    """The queries whose prompt leaves room for an answer of so many tokens; how many do not is printed, and the first
+    of them. Raises `InputError` naming `knob` when none does."""
+    queries = []
+    for sample in samples:
+        with naming(f"query {sample.id}"):
+            queries.append(Query(sample, prompt_ids(tokenizer, sample.messages)))
+    fit = [query for query in queries if len(query.prompt) + answer <= context]
+    if len(fit) < len(queries):
+        first = next(query for query in queries if len(query.prompt) + answer > context)
+        told = (
+            f"{len(queries) - len(fit)} of {len(queries)} queries leave no room for {knob}={answer} tokens in the "
+            f"model's context of {context}, the first of them {first.sample.id} with {len(first.prompt)} tokens"
+        )
+        if not fit:
+            raise InputError(told)
+        print(f"{told}: they are left out")
+    return fit
+
+
+def admit(queries: Sequence[Query], cfg: Ppo, iteration: int, seed: int) -> tuple[list[Sample], list[Request]]:
+    """(query of each request, requests) of an iteration: a function of (seed, iteration) alone."""
+    asked, requests = [], []
+    for place in range(iteration * cfg.prompts, (iteration + 1) * cfg.prompts):
+        query = queries[place % len(queries)]
+        for sample in range(cfg.samples):
+            # a query that comes round again within one iteration is another sample of it
+            key = Key(iteration, query.sample.id, sample + cfg.samples * (place // len(queries)), version=iteration)
+            asked.append(query.sample)
+            requests.append(Request(key, query.prompt, key.seed(seed)))
+    return asked, requests
+
+
+def groups(requests: Sequence[Request], cfg: Ppo) -> list[tuple[str, int]]:
+    """Of each request what it is compared within: its query, each time that it comes round."""
+    return [(request.key.query, request.key.sample // cfg.samples) for request in requests]
+
+
+def ranked(queries: Sequence[Query], cfg: Rank, seed: int) -> dict[float, list[Request]]:
+    """The requests of `rank.answers` answers a query, by temperature."""
+    found: dict[float, list[Request]] = {temperature: [] for temperature in sorted(set(cfg.temperatures))}
+    for query in queries:
+        for number in range(cfg.answers):
+            key = Key(0, query.sample.id, number, version=0)
+            request = Request(key, query.prompt, key.seed(seed))
+            found[cfg.temperatures[number % len(cfg.temperatures)]].append(request)
+    return found

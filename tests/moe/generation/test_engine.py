@@ -1,0 +1,143 @@
+"""Generation. Planted bugs: a moved row keeps a wrong length, a seed shared by rows, log-probs taken after top-p."""
+
+import pytest
+import torch
+
+from conf.errors import InputError
+from moe.decoder import Decoder
+from moe.generation.engine import Engine, Sampling, generate, sample, uniform
+from tests.moe.conftest import VOCABULARY
+
+STOP = (3,)
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(4, VOCABULARY, (3 + i % 7,), generator=generator).tolist() for i in range(count)]
+
+
+def without_cache(model: Decoder, prompt: list[int], sampling: Sampling) -> tuple[list[int], list[float]]:
+    tokens, logprobs = list(prompt), []
+    for made in range(sampling.max_new_tokens):
+        row = torch.tensor([tokens])
+        with torch.no_grad():
+            logits = model.logits(model(row, torch.ones_like(row)).states[-1:])
+        ids, values = sample(logits, [sampling], [made])
+        tokens.append(int(ids))
+        logprobs.append(float(values))
+        if tokens[-1] in STOP:
+            break
+    return tokens[len(prompt) :], logprobs
+
+
+@pytest.mark.parametrize("slots", [1, 3, 12])
+def test_cached_batched_generation_equals_one_by_one_without_cache(model: Decoder, slots: int) -> None:
+    asked = [Sampling(20, temperature=[0.0, 0.7, 1.0][i % 3], seed=i) for i in range(12)]
+    answers = generate(model, prompts(12), asked, stop=STOP, slots=slots)
+    for prompt, sampling, answer in zip(prompts(12), asked, answers, strict=True):
+        tokens, logprobs = without_cache(model, prompt, sampling)
+        assert answer.tokens == tokens
+        assert answer.logprobs == pytest.approx(logprobs, abs=1e-4)
+        assert answer.finish == ("stop" if tokens[-1] in STOP else "length")
+    assert {answer.finish for answer in answers} == {"stop", "length"} or model.cfg.qk_norm
+
+
+def test_greedy_takes_the_likeliest(model: Decoder) -> None:
+    (answer,) = generate(model, [[5, 6, 7]], [Sampling(1, temperature=0.0)], stop=STOP)
+    with torch.no_grad():
+        logits = model.logits(model(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).states[-1:])[0]
+    assert answer.tokens == [int(logits.argmax())]
+    assert answer.logprobs[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+
+
+def test_sampling_follows_the_distribution_and_its_seed() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(4000, 1)
+    ids, logprobs = sample(logits, [Sampling(1, seed=i) for i in range(4000)], [0] * 4000)
+    shares = torch.bincount(ids, minlength=3) / 4000
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    assert logprobs[0].exp().item() == pytest.approx([0.5, 0.3, 0.2][ids[0]])
+    again, _ = sample(logits[:7], [Sampling(1, seed=i) for i in range(7)], [0] * 7)
+    assert again.tolist() == ids[:7].tolist()
+
+
+def test_top_p_and_top_k_cut_the_tail_but_not_the_log_prob() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(500, 1)
+    ids, logprobs = sample(logits, [Sampling(1, top_p=0.6, seed=i) for i in range(500)], [0] * 500)
+    assert set(ids.tolist()) == {0, 1}
+    assert sorted({round(p, 4) for p in logprobs.exp().tolist()}) == [0.3, 0.5]
+    ids, _ = sample(logits, [Sampling(1, top_k=1, seed=i) for i in range(500)], [0] * 500)
+    assert set(ids.tolist()) == {0}
+
+
+def test_uniform_numbers_are_those_of_split_mix() -> None:
+    import numpy as np
+
+    values = uniform(np.array([0, 0, 1], dtype=np.uint64), np.array([0, 1, 0], dtype=np.uint64))
+    assert len(set(values.tolist())) == 3 and ((values >= 0) & (values < 1)).all()
+    many = uniform(np.arange(10000, dtype=np.uint64), np.zeros(10000, dtype=np.uint64))
+    assert many.mean() == pytest.approx(0.5, abs=0.01) and many.var() == pytest.approx(1 / 12, abs=0.005)
+
+
+def test_cancel_frees_the_row_and_leaves_the_others_as_they_were(model: Decoder) -> None:
+    asked = [Sampling(15, temperature=0.8, seed=i) for i in range(3)]
+    alone = generate(model, prompts(3), asked, stop=())
+    engine = Engine(model, 3, ())
+    for name, prompt, sampling in zip("abc", prompts(3), asked, strict=True):
+        engine.add(name, prompt, sampling)
+    seen: dict[str, list[int]] = {name: [] for name in "abc"}
+    steps = 0
+    while not engine.idle:
+        for token in engine.step():
+            seen[token.request].append(token.id)
+        steps += 1
+        if steps == 4:
+            engine.cancel("a")
+    assert len(seen["a"]) == 4
+    assert seen["b"] == alone[1].tokens and seen["c"] == alone[2].tokens
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(model: Decoder) -> None:
+    with pytest.raises(InputError, match="60 prompt tokens and max_new_tokens=10 exceed the context of 64"):
+        Engine(model, 1, STOP).add("x", [5] * 60, Sampling(10))
+
+
+def test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default(model: Decoder) -> None:
+    asked = [Sampling(6, temperature=[0.0, 0.9][i % 2], top_k=5 * i, seed=i) for i in range(4)]
+    given = prompts(4)
+    wanted = generate(model, given, asked, stop=STOP, slots=2)
+    with torch.device("meta"):  # a tensor without numbers among the others would be refused
+        assert generate(model, given, asked, stop=STOP, slots=2) == wanted
+
+
+def test_a_model_in_bf16_generates_with_a_cache_in_bf16(model: Decoder) -> None:
+    engine = Engine(model.bfloat16(), 1, ())
+    engine.add("x", [5, 6, 7], Sampling(4, temperature=0.0))
+    made = [token for _ in range(4) for token in engine.step()]
+    assert engine._keys[0].dtype == torch.bfloat16
+    _, logprobs = without_cache(model, [5, 6, 7], Sampling(1, temperature=0.0))
+    assert made[0].logprob == pytest.approx(logprobs[0], abs=0.05) and made[-1].finish == "length"
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "generation with a cache equals generation without",
+        "moe/generation/engine.py",
+        "cache[row, :, : moved.length] = cache[last, :, : moved.length]",
+        "pass",
+        None,
+    ),
+    (
+        "log-probs are those of the whole distribution",
+        "moe/generation/engine.py",
+        "return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)",
+        "return ids, (probabilities / cumulative[:, -1:]).log().gather(1, ids.unsqueeze(1)).squeeze(1)",
+        None,
+    ),
+    (
+        "the engine computes where its model lies",
+        "moe/generation/engine.py",
+        "lengths = torch.tensor([r.length for r in rows], device=device)",
+        "lengths = torch.tensor([r.length for r in rows])",
+        "test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default",
+    ),
+]

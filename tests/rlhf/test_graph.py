@@ -1,0 +1,149 @@
+"""The graph on Ray: who is started, what is asked of whom, and who is named when it fails."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from conf.errors import InputError
+from conf.knobs.alignment import Tasks
+from moe.generation.engine import Sampling
+from rlhf import graph as graph_module
+from rlhf.advantages import gae
+from rlhf.calls import ActorFailed
+from rlhf.graph import Assessed, Graph
+from rlhf.losses import at_the_end
+from rlhf.messages import Batch, Request, pad
+from rlhf.rollouts import admit
+from tests.rlhf.graphs import GRPO, PPO, Before, config, weights
+
+pytestmark = pytest.mark.ray
+
+
+def answered(graph: Graph, before: Before, iteration: int = 0) -> tuple[list[Request], Batch]:
+    graph.broadcast()
+    _, requests = admit(before.queries, PPO, iteration, seed=3)
+    return requests, pad(graph.rollout(requests, Sampling(PPO.max_new_tokens)))
+
+
+def learnt(graph: Graph, before: Before, iteration: int = 0) -> tuple[Batch, Assessed, dict[str, float]]:
+    """One iteration of PPO on rewards of 1 and -1."""
+    _, batch = answered(graph, before, iteration)
+    said = graph.assess(batch)
+    rewards = at_the_end(torch.tensor([1.0, -1.0] * 4), batch.mask)
+    advantages, returns = gae(rewards, said.values, batch.mask, torch.zeros(8), PPO)
+    return batch, said, graph.update(batch, advantages, returns, said)
+
+
+def test_ppo_has_every_actor_and_goes_once_round(of_ppo: Graph, before: Before) -> None:
+    assert list(of_ppo.roles) == ["rollout 0", "reward", "reference", "learner", "critic"]
+    assert list(of_ppo.trained) == ["learner", "critic"] and of_ppo.scored
+    first = weights(of_ppo)
+    batch, said, stats = learnt(of_ppo, before)
+    assert (said.reference - batch.logprobs).abs().max().item() < 1e-4
+    assert said.values is not None and said.values.abs().max() == 0.0  # it expects nothing yet
+    assert said.model is not None and torch.equal(said.model, of_ppo.score(batch))
+    assert stats["actor/refused"] == stats["critic/refused"] == 0.0 and stats["critic/vf_loss"] > 0
+    assert (weights(of_ppo) != first).any()
+    assert torch.equal(of_ppo.assess(batch).reference, said.reference)  # the chat model stays
+    assert of_ppo.assess(batch, torch.ones(8)).model.tolist() == [1.0] * 8  # type: ignore[union-attr]
+
+
+def test_answers_come_in_the_order_of_the_requests(of_ppo: Graph, before: Before) -> None:
+    of_ppo.broadcast()
+    _, requests = admit(before.queries, PPO, 0, seed=3)
+    made = of_ppo.rollout(requests, Sampling(6))
+    assert [response.key for response in made] == [request.key for request in requests]
+    assert of_ppo.rollout(requests[::-1], Sampling(6)) == made[::-1]
+    verdicts = of_ppo.judge([query.sample for query in before.queries for _ in range(2)], made)
+    letters = [before.tokenizer.decode(response.answer) for response in made]
+    assert [verdict.reward for verdict in verdicts] == [
+        sum("a" <= letter <= "z" for letter in text) / max(1, len(text)) for text in letters
+    ]
+
+
+def test_grpo_has_neither_critic_nor_reward_model(of_grpo: Graph, before: Before) -> None:
+    assert list(of_grpo.roles) == ["rollout 0", "reward", "reference", "learner"]
+    assert of_grpo.critic is None and not of_grpo.scored and list(of_grpo.trained) == ["learner"]
+    _, batch = answered(of_grpo, before)
+    said = of_grpo.assess(batch)
+    assert said.model is None and said.values is None
+
+
+def test_what_was_written_continues_bit_for_bit(of_ppo: Graph, before: Before, tmp_path: Path) -> None:
+    learnt(of_ppo, before)
+    write = of_ppo.writer()
+    batch, _, told = learnt(of_ppo, before, 1)  # what is written is the state before
+    write(tmp_path)
+    straight = weights(of_ppo)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["critic", "learner"]
+    of_ppo.load(tmp_path, version=1)
+    again, _, same = learnt(of_ppo, before, 1)
+    assert torch.equal(batch.tokens, again.tokens) and same == told
+    assert (weights(of_ppo) == straight).all()
+
+
+def test_too_little_room_is_told_at_once(of_ppo: Graph, before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_module, "START_WITHIN", 10.0)
+    began, there = time.monotonic(), ray.cluster_resources()["CPU"]
+    with pytest.raises(InputError) as error:
+        before.start(config(PPO, cpus=there))
+    assert str(error.value) == (
+        f"stage rl asks for 5 x CPU {there:g}, and the cluster has CPU {there:g} GPU 0; ask for less by ppo.rollouts, "
+        "cluster.cpus_per_worker or cluster.gpus_per_worker, give it more nodes, or wait for them by cluster.wait=600"
+    )
+    with pytest.raises(InputError, match=f"^stage rl asks for 4 x CPU {there:g}, and the cluster has "):
+        before.start(config(GRPO, cpus=there))  # no critic
+    assert time.monotonic() - began < 5
+
+
+def test_what_an_actor_refuses_at_the_start_is_told(of_ppo: Graph, before: Before) -> None:
+    cfg = replace(config(GRPO), tasks=Tasks(domain="tests.rlhf.nowhere"))
+    with pytest.raises(InputError, match=r"^tasks.domain=tests.rlhf.nowhere: no such module; it is looked for from"):
+        before.start(cfg)
+
+
+def test_a_learner_that_died_before_its_weights_went_out_is_blamed(ray_cluster: None, before: Before) -> None:
+    graph = before.start(config(GRPO))
+    try:
+        ray.kill(graph.learner)  # the rollout lives: it only never gets its weights
+        with pytest.raises(ActorFailed, match=r"^learner.weights: the actor died"):
+            graph.broadcast()
+    finally:
+        graph.close()
+
+
+PLANTED = [  # promise, file, right code, bug, test
+    (
+        "answers come in the order of their requests",
+        "rlhf/graph.py",
+        "return [made[request.key] for request in requests]",
+        "return list(made.values())[::-1]",
+        "test_answers_come_in_the_order_of_the_requests",
+    ),
+    (
+        "what is written is what was there when it was asked for",
+        "rlhf/graph.py",
+        "def write(folder: Path) -> None:\n",
+        "def write(folder: Path) -> None:\n"
+        "            self.wait([Call(role, 'take', actor.take.remote()) for role, actor in self.trained.items()])\n",
+        "test_what_was_written_continues_bit_for_bit",
+    ),
+    (
+        "too little room is refused, not waited for",
+        "rlhf/graph.py",
+        "[bundle(cfg.cluster)] * (cfg.ppo.rollouts + 3 + critic)",
+        "[bundle(cfg.cluster)]",
+        "test_too_little_room_is_told_at_once",
+    ),
+    (
+        "who did not give its weights is blamed",
+        "rlhf/graph.py",
+        'self.wait(calls, before=[Call("learner", "weights", weights)])',
+        "self.wait(calls)",
+        "test_a_learner_that_died_before_its_weights_went_out_is_blamed",
+    ),
+]

@@ -1,0 +1,87 @@
+"""What an iteration reports, by hand."""
+
+import time
+
+import pytest
+import torch
+
+from moe.tasks.task import Sample, Verdict
+from rlhf.messages import Key, Response, pad
+from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics, to_look_at
+
+RESPONSES = [
+    Response(Key(0, "q", 0, version=0), [5, 6], [7, 8, 9], [-1.0, -2.0, -3.0], True),
+    Response(Key(0, "q", 1, version=0), [5], [7], [-0.5], False),
+]
+
+
+def query(name: str) -> Sample:
+    return Sample(id=name, task="t", messages=[{"role": "user", "content": f"say {name}"}])
+
+
+def test_all_answers_are_measured() -> None:
+    verdicts = [Verdict({}, 1.0, measures={"form": 1.0, "rhyme": 0.5}), Verdict({}, -0.5, measures={"form": 0.0})]
+    assert answer_metrics(verdicts, RESPONSES, ["one", "one"]) == {
+        "rl/task/form": 0.5,
+        "rl/task/rhyme": 0.5,  # of the answers that have it
+        "rl/task/distinct": 0.5,
+        "response_length/mean": 2.0,
+        "response/finished": 0.5,
+        "rl/rules/mean": 0.25,
+    }
+
+
+def test_reward_and_distance_are_of_whole_answers() -> None:
+    batch = pad(RESPONSES)
+    earned = torch.tensor([[0.0, 0, 1, 0, 2], [0, -1, 0, 0, 0]])
+    reference = torch.tensor([[9.0, 9, -1.5, -2.5, -3.5], [9, -1.0, 9, 9, 9]])  # what is no answer does not count
+    # KL of the answers: 3 * .5 and .5
+    told = learning_metrics(batch, earned, reference, earned - 0.5 * batch.mask)
+    assert told == pytest.approx({"rl/reward": 1.0, "rl/kl": 1.0, "critic/rewards/mean": (1.5 - 1.5) / 2})
+
+
+def test_answers_to_look_at_are_of_as_many_queries_as_there_are() -> None:
+    asked = [query(name) for name in "aabb"]
+    verdicts = [Verdict({}, reward) for reward in (0.1, 0.2, 0.3, 0.4)]
+    shown = to_look_at(asked, ["a1", "a2", "b1", "b2"], verdicts, 3)
+    assert [(one["id"], one["answer"], one["rules"]) for one in shown] == [
+        ("a", "a1", 0.1), ("b", "b1", 0.3), ("a", "a2", 0.2),
+    ]  # fmt: skip
+    assert to_look_at(asked, ["a1", "a2", "b1", "b2"], verdicts, 0) == []
+
+
+def test_laps_add_up_to_the_step() -> None:
+    watch = Stopwatch()
+    time.sleep(0.02)
+    watch.lap("gen")
+    watch.lap("adv")
+    told = watch.times(100)
+    assert list(told) == ["timing_s/gen", "timing_s/adv", "timing_s/step", "perf/throughput"]
+    assert told["timing_s/gen"] >= 0.02 > told["timing_s/adv"]
+    assert told["timing_s/step"] >= told["timing_s/gen"] + told["timing_s/adv"]
+    assert told["perf/throughput"] == pytest.approx(100 / told["timing_s/step"])
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "the KL that is told is of answers' tokens alone",
+        "rlhf/reporting.py",
+        "((batch.logprobs - reference) * batch.mask)",
+        "(batch.logprobs - reference)",
+        "test_reward_and_distance_are_of_whole_answers",
+    ),
+    (
+        "a lap begins where the one before ended",
+        "rlhf/reporting.py",
+        "        self._last = now\n",
+        "",
+        "test_laps_add_up_to_the_step",
+    ),
+    (
+        "answers to look at are of different queries first",
+        "rlhf/reporting.py",
+        "[*firsts, *rest][:count]",
+        "range(len(asked))[:count]",
+        "test_answers_to_look_at_are_of_as_many_queries_as_there_are",
+    ),
+]

@@ -1,0 +1,47 @@
+"""The corpus folder's one owner: what the stages after the corpus read of its documents."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+MEASURED = 20_000  # documents; more would not move the shares
+
+
+def shards(corpus: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in the order of their documents."""
+    return sorted(corpus.glob(f"{split}-*.parquet"))
+
+
+def texts(corpus: Path, split: str) -> Iterator[str]:
+    """The documents of a split of the corpus stage, in order."""
+    for (text,) in _rows(corpus, split, "text"):
+        yield text
+
+
+def records(corpus: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(record number, record) of one split, in the order of its shards."""
+    for number, record in _rows(corpus, split, "id", "record"):
+        yield number, json.loads(record)
+
+
+def documents(corpus: Path, split: str) -> Iterator[str]:
+    """The bare text of each record (its `text` field), or the whole document when it has none."""
+    for text, record in _rows(corpus, split, "text", "record"):
+        yield json.loads(record).get("text", text)
+
+
+def held_out(corpus: Path) -> list[str]:
+    """Documents to measure on: of the validation split, or of the training split where that is empty."""
+    return list(islice(texts(corpus, "val"), MEASURED)) or list(islice(texts(corpus, "train"), MEASURED))
+
+
+def _rows(corpus: Path, split: str, *columns: str) -> Iterator[tuple[Any, ...]]:
+
+    for path in shards(corpus, split):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=list(columns)):
+                yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)

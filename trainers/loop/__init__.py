@@ -1,0 +1,1 @@
+"""The loop of the supervised stages and what stands around a step."""

@@ -1,0 +1,1 @@
+"""Packed rows of token ids, their order, and how they reach the workers."""
