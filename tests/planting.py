@@ -1,14 +1,16 @@
 """Runs test files in forks of a process that has the libraries loaded, each against a tree of its own.
 
-A line on standard input, {"tree", "test"}, is answered by one: {"code", "output"}. It imports nothing of ours: a fork
-takes that from its tree.
+A line on standard input, {"tree", "test", "seconds"}, is answered by one: {"code", "output"}. It imports nothing of ours:
+a fork takes that from its tree.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 TIMEOUT = 98  # the exit code for a test that ran into a time limit: it neither passed nor failed
@@ -34,11 +36,25 @@ def serve() -> None:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             process = os.fork()
             if not process:
+                os.setsid()
                 _run(asked["tree"], asked["test"], output.fileno())
-            _, status = os.waitpid(process, 0)
+            code = _ended(process, asked["seconds"])
             output.seek(0)
-            answer = {"code": os.waitstatus_to_exitcode(status), "output": output.read()}
+            answer = {"code": code, "output": output.read()}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _ended(process: int, seconds: float) -> int:
+    """The exit code of a fork, which is killed with all it started when it takes longer: a bug may make it hang."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return TIMEOUT
 
 
 def _run(tree: str, test: str, output: int) -> None:
