@@ -13,20 +13,22 @@ from moe.kernels import native
 from moe.kernels.gemm import pad_rows, product, product_dtype
 
 
-def _cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
-    """Write the gradient, softmax - onehot, over logits [c, V]; returns the sum of -log p(target), fp64.
+def _cross_entropy_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Write the gradient, softmax - onehot, over logits [c, V] or into a tensor of its own; returns it and the sum of
+    -log p(target), fp64. The softmax is fp32.
 
     Rows beyond the targets are padding.
     """
-    if native.ready(logits):
-        return native.cross_entropy_(logits, targets).sum()
+    if native.takes(logits):
+        return logits, native.cross_entropy_(logits, targets).sum()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     real, wanted = targets.shape[0], targets.unsqueeze(1)
     logprobs = logits.log_softmax(-1)
     loss = -logprobs[:real].gather(1, wanted).double().sum()
     slope = torch.exp(logprobs, out=logits)  # softmax
     slope[real:] = 0
     slope[:real].scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
-    return loss
+    return slope, loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -42,9 +44,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None
         for start in range(0, count, chunk):
             part = states[start : start + chunk]
-            logits = product(part, head.t()).to(wide)
-            total += _cross_entropy_(logits, targets[start : start + chunk])
-            slope = logits.to(states.dtype)
+            slope, loss = _cross_entropy_(product(part, head.t()), targets[start : start + chunk])
+            total += loss
+            slope = slope.to(states.dtype)
             if d_states is not None:
                 product(slope, head, out=d_states[start : start + chunk])
             if d_head is not None:

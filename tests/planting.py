@@ -1,7 +1,7 @@
 """Runs test files in forks of a process that has the libraries loaded, each against a tree of its own.
 
-A line on standard input, {"tree", "test", "seconds"}, is answered by one: {"code", "output"}. It imports nothing of ours:
-a fork takes that from its tree.
+A line on standard input, {"tree", "test", "seconds"}, is answered by one: {"code", "output"}. It imports nothing of
+ours: a fork takes that from its tree.
 """
 
 import json

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe.kernels import native
+from moe.kernels.gemm import product_dtype
+from moe.kernels.processor import processor
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class Documents:
 
 class _Native(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, joined: Tensor, heads: int, kv_heads: int, starts: Tensor | None) -> Tensor:
-        out, lse = native.attention(joined, heads, kv_heads, starts)
-        ctx.heads, ctx.kv_heads = heads, kv_heads
+    def forward(ctx: Any, joined: Tensor, heads: int, kv_heads: int, starts: Tensor | None, half: bool) -> Tensor:
+        out, lse = native.attention(joined, heads, kv_heads, starts, half)
+        ctx.heads, ctx.kv_heads, ctx.half = heads, kv_heads, half
         ctx.save_for_backward(joined, starts, out, lse)
         return out
 
@@ -39,7 +41,8 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         joined, starts, out, lse = ctx.saved_tensors
         d_out = grads[0].contiguous()
-        return native.attention_backward(d_out, joined, ctx.heads, ctx.kv_heads, starts, out, lse), None, None, None
+        made = native.attention_backward(d_out, joined, ctx.heads, ctx.kv_heads, starts, out, lse, ctx.half)
+        return made, None, None, None, None
 
 
 def attention(joined: Tensor, heads: int, kv_heads: int, documents: Documents | None = None) -> Tensor:
@@ -48,7 +51,8 @@ def attention(joined: Tensor, heads: int, kv_heads: int, documents: Documents | 
     joined [rows, width, heads + 2 kv_heads, D] -> [rows, width, heads, D].
     """
     if native.ready(joined):
-        return _Native.apply(joined, heads, kv_heads, None if documents is None else documents.starts)
+        half = product_dtype(joined) is torch.bfloat16 and processor().tiles
+        return _Native.apply(joined, heads, kv_heads, None if documents is None else documents.starts, half)
     q, k, v = joined.transpose(1, 2).split((heads, kv_heads, kv_heads), 1)
     mask = None if documents is None else documents.mask
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)

@@ -1,8 +1,8 @@
-/* The passes of a training step on the CPU that are bound by memory or by exp, fp32, each in one sweep over its rows.
+/* The passes of a training step on the CPU that are bound by memory or by exp, each in one sweep over its rows.
  *
- * moe/kernels/native.py builds, loads and wraps this file; moe/{experts,norm,losses}.py hold the same arithmetic in torch. Sums
- * over rows go in blocks of fixed size, and a task belongs to one thread from start to end, so no result depends on the
- * number of threads.
+ * moe/kernels/native.py builds, loads and wraps this file; moe/{kernels,losses}.py hold the same arithmetic in torch.
+ * Sums over rows go in blocks of fixed size, and a task belongs to one thread from start to end, so no result depends
+ * on the number of threads.
  */
 #include "native.h"
 
@@ -35,51 +35,17 @@ void exponentials(const float *x, float *y, size count, int threads) {
     for (size i = 0; i < count; i++) y[i] = exponential(x[i]);
 }
 
-/* hidden [rows, 2 inner] (gate first) -> active [rows, inner] = silu(gate) * up */
-void swiglu(const float *hidden, float *active, size rows, size inner, int threads) {
-    PARALLEL(rows * inner)
-    for (size r = 0; r < rows; r++) {
-        const float *restrict gate = hidden + r * 2 * inner, *restrict up = gate + inner;
-        float *restrict to = active + r * inner;
-#pragma omp simd
-        for (size i = 0; i < inner; i++) to[i] = gate[i] * sigmoid(gate[i]) * up[i];
-    }
-}
+#define NUMBER float
+#define NAMED(pass) pass##_fp32
+#define READ(x) (x)
+#define WRITE(x) (x)
+#include "passes.h"
 
-/* `active` holds the gradient of `active` before the call and `active` itself after it. */
-void swiglu_backward(const float *hidden, float *active, float *d_hidden, size rows, size inner, int threads) {
-    PARALLEL(rows * inner)
-    for (size r = 0; r < rows; r++) {
-        const float *restrict gate = hidden + r * 2 * inner, *restrict up = gate + inner;
-        float *restrict d_gate = d_hidden + r * 2 * inner, *restrict d_up = d_gate + inner;
-        float *restrict both = active + r * inner;
-#pragma omp simd
-        for (size i = 0; i < inner; i++) {
-            const float slope = both[i], s = sigmoid(gate[i]), silu = gate[i] * s;
-            d_gate[i] = slope * up[i] * (s + silu * (1.0f - s));
-            d_up[i] = slope * silu;
-            both[i] = silu * up[i];
-        }
-    }
-}
-
-/* d_out[r] = weight[r] * dy[token[r]], d_weight[r] = <out[r], dy[token[r]]>; rows of `width` */
-void combine_backward(const float *dy, const float *out, const int64_t *token, const float *weight, float *d_out,
-                      float *d_weight, size rows, size width, int threads) {
-    PARALLEL(rows * width)
-    for (size r = 0; r < rows; r++) {
-        const float *restrict from = dy + token[r] * width, *restrict y = out + r * width;
-        float *restrict to = d_out + r * width;
-        const float w = weight[r];
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (size i = 0; i < width; i++) {
-            sum += y[i] * from[i];
-            to[i] = w * from[i];
-        }
-        d_weight[r] = sum;
-    }
-}
+#define NUMBER bf16
+#define NAMED(pass) pass##_bf16
+#define READ(x) from_bf16(x)
+#define WRITE(x) to_bf16(x)
+#include "passes.h"
 
 static inline float inverse_rms(const float *restrict x, size width, float eps) {
     float sum = 0;
@@ -202,7 +168,7 @@ void norm_turn_backward(const float *dy, const float *x, const float *cosine, co
 
 /* logits [rows, vocabulary] -> their slope softmax - onehot, in place; loss [real] = -log p(target). Rows from `real`
  * on are padding and become 0. */
-void cross_entropy(float *logits, const int64_t *target, double *loss, size rows, size real, size vocabulary,
+void cross_entropy_fp32(float *logits, const int64_t *target, double *loss, size rows, size real, size vocabulary,
                    int threads) {
     PARALLEL(rows * vocabulary)
     for (size r = 0; r < rows; r++) {
@@ -225,25 +191,28 @@ void cross_entropy(float *logits, const int64_t *target, double *loss, size rows
     }
 }
 
-typedef float row __attribute__((vector_size(64), aligned(4), may_alias));
-
-/* Lines r and r + 8 of sixteen, shuffled like cards: after four rounds rows are columns. */
-#define INTERLEAVE(from, to)                                                                                           \
-    _Pragma("GCC unroll 8") for (int r = 0; r < 8; r++) {                                                              \
-        to[2 * r] = __builtin_shufflevector(from[r], from[r + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7,  \
-                                            23);                                                                       \
-        to[2 * r + 1] = __builtin_shufflevector(from[r], from[r + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,    \
-                                                14, 30, 15, 31);                                                       \
+/* The same in bf16; e^x is computed twice, for its sum and for its share of that. */
+void cross_entropy_bf16(bf16 *logits, const int64_t *target, double *loss, size rows, size real, size vocabulary,
+                        int threads) {
+    PARALLEL(rows * vocabulary)
+    for (size r = 0; r < rows; r++) {
+        bf16 *restrict x = logits + r * vocabulary;
+        if (r >= real) {
+            memset(x, 0, vocabulary * sizeof(bf16));
+            continue;
+        }
+        const float wanted = from_bf16(x[target[r]]);
+        float top = from_bf16(x[0]), sum = 0;
+#pragma omp simd reduction(max : top)
+        for (size i = 0; i < vocabulary; i++) top = from_bf16(x[i]) > top ? from_bf16(x[i]) : top;
+#pragma omp simd reduction(+ : sum)
+        for (size i = 0; i < vocabulary; i++) sum += exponential(from_bf16(x[i]) - top);
+        const float share = 1.0f / sum, slope = exponential(wanted - top) * share - 1.0f;
+#pragma omp simd
+        for (size i = 0; i < vocabulary; i++) x[i] = to_bf16(exponential(from_bf16(x[i]) - top) * share);
+        x[target[r]] = to_bf16(slope);
+        loss[r] = log((double)sum) + (double)top - (double)wanted;
     }
-
-static inline void transpose_square(const float *from, size columns, float *to, size rows) {
-    row a[16], b[16];
-    _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++) a[r] = *(const row *)(from + r * columns);
-    INTERLEAVE(a, b)
-    INTERLEAVE(b, a)
-    INTERLEAVE(a, b)
-    INTERLEAVE(b, a)
-    _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++) *(row *)(to + r * rows) = a[r];
 }
 
 /* x [rows, columns] -> y [columns, rows] */
@@ -254,7 +223,7 @@ void transpose(const float *x, float *y, size rows, size columns, int threads) {
             for (size top = strip; top < MIN(rows, strip + 64); top += 16) {
                 const size bottom = MIN(rows, top + 16), right = MIN(columns, left + 16);
                 if (bottom - top == 16 && right - left == 16)
-                    transpose_square(x + top * columns + left, columns, y + left * rows + top, rows);
+                    turn_square(x + top * columns + left, columns, y + left * rows + top, rows, 1.0f);
                 else
                     for (size r = top; r < bottom; r++)
                         for (size c = left; c < right; c++) y[c * rows + r] = x[r * columns + c];

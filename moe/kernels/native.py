@@ -24,21 +24,28 @@ from torch import Tensor
 
 from moe.kernels.processor import VARIABLE, instructions, processor
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "attention.c", "native.h")]
+_UNITS = [Path(__file__).with_name(name) for name in ("native.c", "attention.c")]
+_SOURCES = [*_UNITS, *(Path(__file__).with_name(name) for name in ("native.h", "passes.h", "tiles.h"))]
 _FLAGS = "-std=gnu11 -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC".split()
+if platform.machine() in ("x86_64", "AMD64"):
+    _FLAGS.append("-mprefer-vector-width=512")  # whole vectors where there are any, of which GCC takes halves by itself
 _KERNELS = {  # arguments but the last, the number of threads: p is a pointer, n a size, f a float
     "exponentials": "ppn",
-    "swiglu": "ppnn",
-    "swiglu_backward": "pppnn",
-    "combine_backward": "ppppppnn",
+    "swiglu_fp32": "ppnn",
+    "swiglu_bf16": "ppnn",
+    "swiglu_backward_fp32": "pppppnn",
+    "swiglu_backward_bf16": "pppppnn",
+    "combine_fp32": "ppppnnn",
+    "combine_bf16": "ppppnnn",
     "rms_norm": "ppppnnf",
     "rms_norm_backward": "pppppppnn",
     "norm_turn": "ppppppnnnnf",
     "norm_turn_backward": "pppppppppnnnn",
-    "cross_entropy": "pppnnn",
+    "cross_entropy_fp32": "pppnnn",
+    "cross_entropy_bf16": "pppnnn",
     "transpose": "ppnn",
-    "attention": "pppppnnnnn",
-    "attention_backward": "pppppppnnnnn",
+    "attention": "pppppnnnnnn",
+    "attention_backward": "pppppppnnnnnn",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -67,7 +74,7 @@ def build() -> str:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder, target.name)
         # --as-needed drops the compiler's own OpenMP where torch's has every symbol
-        link = ["-Wl,--as-needed", *map(str, _SOURCES[:2]), *_openmp(), "-lm", "-o", str(made)]
+        link = ["-Wl,--as-needed", *map(str, _UNITS), *_openmp(), "-lm", "-o", str(made)]
         done = subprocess.run([compiler, *_FLAGS, *link], capture_output=True, text=True)
         if done.returncode:
             return f"{compiler} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
@@ -89,7 +96,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         kernel.argtypes = [*(_TYPES[kind] for kind in arguments), ctypes.c_int]
         kernel.restype = None
     library.blocks_of.argtypes, library.blocks_of.restype = [ctypes.c_int64], ctypes.c_int64
-    library.attention_scratch.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    library.attention_scratch.argtypes = [ctypes.c_int64] * 4
     library.attention_scratch.restype = ctypes.c_int64
     return library, ""
 
@@ -108,6 +115,16 @@ def ready(*tensors: Tensor) -> bool:
     """Whether the kernels can take these: contiguous fp32 in main memory."""
     return available() and all(
         t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors
+    )
+
+
+def takes(*rows: Tensor) -> bool:
+    """Whether the passes that know bf16 can take these: as `ready`, or all of them in bf16."""
+    kind = rows[0].dtype
+    return (
+        kind in _NAMES
+        and available()
+        and all(x.dtype is kind and x.device.type == "cpu" and x.is_contiguous() for x in rows)
     )
 
 
@@ -133,26 +150,29 @@ def exponentials(x: Tensor) -> Tensor:
     return y
 
 
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
 def swiglu(hidden: Tensor) -> Tensor:
-    """silu(gate) * up of hidden [R, 2I], gate first -> [R, I]."""
+    """silu(gate) * up of hidden [R, 2I], gate first -> [R, I]. fp32 or bf16."""
     rows, width = hidden.shape
     active = hidden.new_empty(rows, width // 2)
-    _call("swiglu", hidden, active, rows, width // 2)
+    _call(f"swiglu_{_NAMES[hidden.dtype]}", hidden, active, rows, width // 2)
     return active
 
 
-def swiglu_backward(hidden: Tensor, d_active: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden [R, 2I], dL/dactive [R, I] -> (dL/dhidden, active); the second is written over `d_active`."""
-    d_hidden = torch.empty_like(hidden)
-    _call("swiglu_backward", hidden, d_active, d_hidden, *d_active.shape)
-    return d_hidden, d_active
+def swiglu_backward(hidden: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `passes.swiglu_backward` says, the second written over `slope`. fp32 or bf16, the weight fp32."""
+    d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
+    _call(f"swiglu_backward_{_NAMES[hidden.dtype]}", hidden, weight, slope, d_hidden, d_weight, *slope.shape)
+    return d_hidden, slope, d_weight
 
 
-def combine_backward(dy: Tensor, out: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Through y[token[r]] += weight[r] * out[r]: dy [N, H], out [R, H], weight [R, 1] -> dL/dout, dL/dweight [R]."""
-    d_out, d_weight = torch.empty_like(out), out.new_empty(out.shape[0])
-    _call("combine_backward", dy, out, token, weight, d_out, d_weight, *out.shape)
-    return d_out, d_weight
+def combine(rows: Tensor, slot: Tensor, weights: Tensor | None) -> Tensor:
+    """rows [R, H], fp32 or bf16, to the sum over slot [N, k] of each token, weighted by [N, k] -> [N, H] fp32."""
+    y = torch.empty(slot.shape[0], rows.shape[1], dtype=torch.float32, device="cpu")
+    _call(f"combine_{_NAMES[rows.dtype]}", rows, slot.contiguous(), weights, y, *slot.shape, rows.shape[1])
+    return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -194,7 +214,8 @@ def norm_turn_backward(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
-    """Write dL/dlogits = softmax - onehot over logits [M, V]; returns -log p(target) [M'], fp64, for targets [M'].
+    """Write dL/dlogits = softmax - onehot over logits [M, V], fp32 or bf16; returns -log p(target) [M'], fp64, for
+    targets [M'].
 
     Rows from M' on are padding; their gradient is 0. Raises IndexError for a target outside the vocabulary.
     """
@@ -204,7 +225,15 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
             f"targets reach from {targets.min()} to {targets.max()}, the vocabulary from 0 to {logits.shape[1] - 1}"
         )
     losses = torch.empty(targets.shape[0], dtype=torch.float64, device="cpu")
-    _call("cross_entropy", logits, targets, losses, logits.shape[0], targets.shape[0], logits.shape[1])
+    _call(
+        f"cross_entropy_{_NAMES[logits.dtype]}",
+        logits,
+        targets,
+        losses,
+        logits.shape[0],
+        targets.shape[0],
+        logits.shape[1],
+    )
     return losses
 
 
@@ -215,31 +244,39 @@ def transpose(x: Tensor) -> Tensor:
     return y
 
 
-def _scratch(width: int, dim: int, backward: bool) -> Tensor:
-    floats = torch.get_num_threads() * _library().attention_scratch(width, dim, backward)
+def _scratch(width: int, dim: int, backward: bool, half: bool) -> Tensor:
+    floats = torch.get_num_threads() * _library().attention_scratch(width, dim, backward, half)
     room = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
     return room[-room.data_ptr() % 64 // 4 :]  # vectors are loaded from whole cache lines
 
 
-def attention(joined: Tensor, heads: int, kv: int, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def attention(joined: Tensor, heads: int, kv: int, starts: Tensor | None, half: bool = False) -> tuple[Tensor, Tensor]:
     """Causal attention over joined [rows, width, heads + 2 kv, D] (queries, keys, values).
 
     starts [rows, width] int64: the first position that each position sees, never falling along a row; without it all do
-    from 0. Returns [rows, width, heads, D] and what the backward pass needs of the softmax.
+    from 0. `half`: the products' factors are rounded to bf16, which is slow on a processor without AMX. Returns
+    [rows, width, heads, D] and what the backward pass needs of the softmax.
     """
     rows, width, _, dim = joined.shape
     out, lse = joined.new_empty(rows, width, heads, dim), joined.new_empty(rows, heads, width)
-    _call("attention", joined, starts, out, lse, _scratch(width, dim, False), rows, width, heads, kv, dim)
+    _call("attention", joined, starts, out, lse, _scratch(width, dim, False, half), rows, width, heads, kv, dim, half)
     return out, lse
 
 
 def attention_backward(
-    d_out: Tensor, joined: Tensor, heads: int, kv: int, starts: Tensor | None, out: Tensor, lse: Tensor
+    d_out: Tensor,
+    joined: Tensor,
+    heads: int,
+    kv: int,
+    starts: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    half: bool = False,
 ) -> Tensor:
     """-> dL/djoined."""
     rows, width, _, dim = joined.shape
-    made, scratch = torch.empty_like(joined), _scratch(width, dim, True)
-    _call("attention_backward", joined, starts, out, lse, d_out, made, scratch, rows, width, heads, kv, dim)
+    made, scratch = torch.empty_like(joined), _scratch(width, dim, True, half)
+    _call("attention_backward", joined, starts, out, lse, d_out, made, scratch, rows, width, heads, kv, dim, half)
     return made
 
 

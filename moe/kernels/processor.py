@@ -26,6 +26,7 @@ _WORDS = {"on": True, "off": False}
 class Processor:
     kernels: bool  # native.py computes what is bound by memory or by exp, where it is built; else torch does
     onednn: bool  # fp32 products of whole tiles go to oneDNN (gemm.py); else torch gives them to MKL
+    tiles: bool = False  # under autocast to bf16, attention's products go to AMX (tiles.h); else they stay fp32
 
 
 _set: Processor | None = None
@@ -58,7 +59,8 @@ def found() -> Processor:
 
     # MKL leaves AVX-512 unused on processors that are not Intel's; oneDNN uses it, for about twice the speed there
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.backends.mkldnn.is_available()
-    return Processor(kernels=True, onednn=wide and _told("vendor_id") not in ("", "GenuineIntel"))
+    foreign = _told("vendor_id") not in ("", "GenuineIntel")
+    return Processor(kernels=True, onednn=wide and foreign, tiles="amx_bf16" in instructions())
 
 
 def overridden(settings: Processor, words: str) -> Processor:

@@ -1,6 +1,10 @@
 """The experts in torch: the assignments are sorted by expert once, then there is one matrix product per expert and
 projection; no token is dropped and no capacity is set.
 
+The backward pass keeps x, the routes and the hidden activations [P, 2I]. With g = down^T dy of an assignment and active
+its SwiGLU, dL/dweight is <g, active> and dL/ddown takes weight * active: neither the outputs [P, H] nor the gathered
+rows [P, H] are kept (as in SonicMoE, Guo et al. 2025).
+
 Letters: N tokens, H hidden size, E experts, I inner width, k experts per token, A = N*k assignments, P slots: the
 assignments in the order of their experts, each expert's share padded to whole tiles.
 """
@@ -8,19 +12,18 @@ assignments in the order of their experts, each expert's share padded to whole t
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe.kernels import native
+from moe.kernels import passes
 from moe.kernels.gemm import product, product_dtype, tile
 
 
 class _Dispatch(NamedTuple):
     """Which slot serves which assignment."""
 
-    slices: list[tuple[int, int, int]]  # (expert, first slot, end); experts without tokens left out
+    slices: list[tuple[int, slice]]  # (expert, its slots); experts without tokens left out
     token: Tensor  # [P] the token that a slot reads; padding reads token 0
-    weight: Tensor  # [P, 1] its routing weight; 0 for padding, so that nothing flows back from it
+    weight: Tensor  # [P] its routing weight; 0 for padding, so that nothing flows back from it
     slot: Tensor  # [N, k] where each assignment went
 
 
@@ -45,49 +48,8 @@ def _dispatch(experts: Tensor, weights: Tensor, count: int, rows: int) -> _Dispa
     for e, length in enumerate(lengths):
         start, end = end, end + length
         if length:
-            slices.append((e, start, end))
-    return _Dispatch(slices, token, weight.unsqueeze(1), slot.view_as(experts))
-
-
-def _combine(rows: Tensor, slot: Tensor, weights: Tensor | None = None) -> Tensor:
-    """[P, H] to the sum over each token's slots [N, H], weighted by [N, k]."""
-    if rows.dtype in (torch.float32, torch.float64) and rows.numel():
-        return F.embedding_bag(slot, rows, per_sample_weights=weights, mode="sum")
-    picked = rows[slot.flatten()].view(*slot.shape, rows.shape[1])
-    return picked.sum(1) if weights is None else torch.bmm(weights.unsqueeze(1), picked).squeeze(1)
-
-
-def _combine_backward(dy: Tensor, out: Tensor, token: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Through y[token[p]] += weight[p] * out[p]: dy [N, H], out [P, H], weight [P, 1] -> dL/dout, dL/dweight [P]."""
-    if native.ready(dy, out, weight):
-        return native.combine_backward(dy, out, token, weight)
-    d_out = dy.index_select(0, token)
-    d_weight = (out * d_out).sum(1)
-    return d_out.mul_(weight), d_weight
-
-
-def _swiglu(hidden: Tensor) -> Tensor:
-    """silu(gate) * up of [P, 2I] -> [P, I]."""
-    if native.ready(hidden):
-        return native.swiglu(hidden)
-    gate, up = hidden.chunk(2, dim=1)
-    return F.silu(gate).mul_(up)
-
-
-def _swiglu_backward(hidden: Tensor, d_active: Tensor) -> tuple[Tensor, Tensor]:
-    """-> dL/dhidden [P, 2I] and silu(gate) * up [P, I], which is not kept from the forward pass. Uses up `d_active`."""
-    if native.ready(hidden, d_active):
-        return native.swiglu_backward(hidden, d_active)
-    gate, up = hidden.chunk(2, dim=1)
-    d_hidden = torch.empty_like(hidden)
-    d_gate, d_up = d_hidden.chunk(2, dim=1)
-    sigmoid = gate.sigmoid()
-    silu = torch.mul(gate, sigmoid, out=d_up)
-    active = silu * up
-    # silu' = sigmoid + silu * (1 - sigmoid)
-    torch.addcmul(sigmoid, silu, sigmoid, value=-1, out=d_gate).add_(silu).mul_(up).mul_(d_active)
-    d_up.mul_(d_active)
-    return d_hidden, active
+            slices.append((e, slice(start, end)))
+    return _Dispatch(slices, token, weight, slot.view_as(experts))
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -96,47 +58,60 @@ class _SortedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        count = gate_up.shape[0]
+        count, inner = gate_up.shape[0], down.shape[2]
         plan = _dispatch(experts, weights, count, tile(x, experts.numel() // count))
+        hidden = x.new_empty(plan.token.shape[0], 2 * inner)
         out = x.new_empty(plan.token.shape[0], x.shape[1])
-        kept = []
-        for e, start, end in plan.slices:
-            rows = x.index_select(0, plan.token[start:end])  # several times as fast as x[...]
-            hidden = product(rows, gate_up[e].t())
-            product(_swiglu(hidden), down[e].t(), out=out[start:end])
-            kept += [rows, hidden]
+        for e, share in plan.slices:
+            product(_rows(x, plan.token[share]), gate_up[e].t(), out=hidden[share])
+            product(passes.swiglu(hidden[share]), down[e].t(), out=out[share])
         ctx.plan = plan
-        ctx.save_for_backward(out, weights, gate_up, down, *kept)
-        return _combine(out, plan.slot, weights)
+        ctx.save_for_backward(x, weights, gate_up, down, hidden)
+        return passes.combine(out, plan.slot, weights, weights.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: _Dispatch = ctx.plan
-        out, weights, gate_up, down, *kept = ctx.saved_tensors
-        dy = grads[0].contiguous()
-        learnt = ctx.needs_input_grad[3:]
+        x, weights, gate_up, down, hidden = ctx.saved_tensors
+        dy = grads[0].to(x.dtype)
+        served = [e for e, _ in plan.slices]
         d_gate_up, d_down = (
-            torch.zeros_like(p) if needed else None for p, needed in zip((gate_up, down), learnt, strict=True)
+            _room(p, served) if needed else None
+            for p, needed in zip((gate_up, down), ctx.needs_input_grad[3:], strict=True)
         )
-        d_weight = weights.new_zeros(out.shape[0])
-        d_rows = torch.empty_like(out)
-        for (e, start, end), rows, hidden in zip(plan.slices, kept[::2], kept[1::2], strict=True):
-            share = slice(start, end)
-            d_out, d_weight[share] = _combine_backward(dy, out[share], plan.token[share], plan.weight[share])
-            d_hidden, active = _swiglu_backward(hidden, product(d_out, down[e]))
+        d_weight = weights.new_zeros(hidden.shape[0])
+        d_rows = x.new_empty(hidden.shape[0], x.shape[1])
+        for e, share in plan.slices:
+            slope = _rows(dy, plan.token[share])
+            given = product(slope, down[e])
+            d_hidden, active, d_weight[share] = passes.swiglu_backward(hidden[share], given, plan.weight[share])
             if d_down is not None:
-                product(d_out.t(), active, out=d_down[e])
+                product(slope.t(), active, out=d_down[e])
             if d_gate_up is not None:
-                product(d_hidden.t(), rows, out=d_gate_up[e])
-            product(d_hidden, gate_up[e], out=d_rows[start:end])
-        return _combine(d_rows, plan.slot), None, d_weight[plan.slot], d_gate_up, d_down
+                product(d_hidden.t(), _rows(x, plan.token[share]), out=d_gate_up[e])
+            product(d_hidden, gate_up[e], out=d_rows[share])
+        return passes.combine(d_rows, plan.slot), None, d_weight[plan.slot], d_gate_up, d_down
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    return x.index_select(0, rows)  # several times as fast as x[rows]
+
+
+def _room(parameter: Tensor, served: list[int]) -> Tensor:
+    """Where the gradients of experts [E, ...] go: zeros for those that have no tokens."""
+    room = torch.empty_like(parameter)
+    for e in set(range(parameter.shape[0])).difference(served):
+        room[e].zero_()
+    return room
 
 
 def torch_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """y[n] = sum_j weights[n, j] * down_e @ (silu(gate_e @ x[n]) * (up_e @ x[n])), e = experts[n, j].
 
-    x [N, H], experts [N, k] int64, weights [N, k], gate_up [E, 2I, H] (gate rows first), down [E, H, I] -> y [N, H].
-    Obeys `torch.autocast`.
+    x [N, H], experts [N, k] int64, weights [N, k], gate_up [E, 2I, H] (gate rows first), down [E, H, I] -> y [N, H] in
+    the dtype of x. Obeys `torch.autocast` in its matrix products and what lies between them; a token's sum over its
+    experts is fp32.
     """
     dtype = product_dtype(x)
-    return _SortedExperts.apply(x.to(dtype), experts, weights.to(dtype), gate_up.to(dtype), down.to(dtype))
+    wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    return _SortedExperts.apply(x.to(dtype), experts, wide, gate_up.to(dtype), down.to(dtype)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The layer of experts, forward and backward in fp32, against every one of transformers' that trains on a CPU.
+"""The layer of experts, forward and backward, against every one of transformers' that trains on a CPU.
 
 (Its batched_mm is left out: it copies a whole expert for every token, which at these sizes does not fit into memory.)
 """
@@ -25,10 +25,12 @@ SHAPES = sized(
 )  # H, E, k, I
 
 
-def ceilings(hidden: int, experts: int, top_k: int, inner: int) -> tuple[dict[str, Callable[[], object]], float]:
+def ceilings(
+    hidden: int, experts: int, top_k: int, inner: int, kind: torch.dtype
+) -> tuple[dict[str, Callable[[], object]], float]:
     """One product of an expert's shape, again and again, by both libraries; and its operations."""
     rows = TOKENS * top_k // experts
-    x, weight, out = torch.randn(rows, hidden), torch.randn(2 * inner, hidden), torch.empty(rows, 2 * inner)
+    x, weight, out = (torch.randn(*size).to(kind) for size in ((rows, hidden), (2 * inner, hidden), (rows, 2 * inner)))
     flops = 2.0 * rows * hidden * 2 * inner
     times = max(1, round(OPERATIONS / flops))
 
@@ -39,8 +41,9 @@ def ceilings(hidden: int, experts: int, top_k: int, inner: int) -> tuple[dict[st
     return runs, times * flops
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer(shape: tuple[int, int, int, int]) -> None:
+def test_layer(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
     keep_buffers()
     hidden, experts, top_k, inner = shape
     generator = torch.Generator().manual_seed(0)
@@ -51,8 +54,9 @@ def test_layer(shape: tuple[int, int, int, int]) -> None:
         torch.randn(experts, 2 * inner, hidden, generator=generator) * 0.05,
         torch.randn(experts, hidden, inner, generator=generator) * 0.05,
     ]
+    leaves = [leaf.to(kind) for leaf in leaves]
     x, weights, gate_up, down = (leaf.requires_grad_() for leaf in leaves)
-    direction = torch.randn(TOKENS, hidden, generator=generator)
+    direction = torch.randn(TOKENS, hidden, generator=generator).to(kind)
 
     def theirs(implementation: str) -> Callable[[], Tensor]:
         config: Any = Qwen3MoeConfig(
@@ -66,8 +70,9 @@ def test_layer(shape: tuple[int, int, int, int]) -> None:
     layers = {"ours": lambda: torch_experts(x, ids, weights, gate_up, down)}
     layers |= {f"transformers {name}": theirs(name) for name in ("eager", "grouped_mm")}
     outputs = {name: layer() for name, layer in layers.items()}
+    near = 1e-5 if kind is torch.float32 else 2**-7 * outputs["ours"].abs().max().item()
     for y in outputs.values():
-        torch.testing.assert_close(y, outputs["ours"], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(y, outputs["ours"], atol=near, rtol=1e-4)
     del outputs
 
     def step(layer: Callable[[], Tensor]) -> Callable[[], None]:
@@ -78,11 +83,11 @@ def test_layer(shape: tuple[int, int, int, int]) -> None:
 
         return run
 
-    runs, flops = ceilings(*shape)
+    runs, flops = ceilings(*shape, kind)
     amounts = dict.fromkeys(runs, flops / 1e9)
     amounts |= dict.fromkeys(layers, 3 * 2.0 * TOKENS * top_k * 3 * hidden * inner / 1e9)
     got = rates({**runs, **{name: step(layer) for name, layer in layers.items()}}, amounts, rounds=ROUNDS)
     peers = {name: rate for name, rate in got.items() if name.startswith("transformers")}
-    name = f"moe_layer/{','.join(map(str, shape))}"
+    name = f"moe_layer{'' if kind is torch.float32 else '_bf16'}/{','.join(map(str, shape))}"
     record(name, "GFLOP/s", got["ours"], peers, ceiling=max(got[library] for library in runs))
     print(f"{'':<24} {got['ours'] / got['mm']:.2f} of what torch.mm reaches at this shape")

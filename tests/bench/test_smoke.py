@@ -13,7 +13,9 @@ RESULTS = ROOT / "bench.json"
 EXPECTED = {
     "bench and not slow": {
         "moe_layer/64,4,2,64",
+        "moe_layer_bf16/64,4,2,64",
         "train_step/eager",
+        "train_step_bf16/eager",
         "train_step/memory",
         "decode/batch-2",
         "checkpoint/4 steps",

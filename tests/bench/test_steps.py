@@ -69,6 +69,33 @@ def stepper(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Callable[[], 
     return step
 
 
+def in_bf16(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Products in bf16, weights and optimizer in fp32."""
+
+    def run() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return loss()
+
+    return run
+
+
+def test_train_step_bf16(saved: Path) -> None:
+    """Theirs with autocast as ours, and `pure`: weights and optimizer in bf16 too, less work that loses more."""
+    keep_buffers()
+    sides = {"ours": ours_of(saved)}
+    for name in IMPLEMENTATIONS:
+        sides[f"transformers {name}"] = peer_of(saved, name)
+    sides = {name: (model, in_bf16(loss)) for name, (model, loss) in sides.items()}
+    for name in IMPLEMENTATIONS:
+        model, loss = peer_of(saved, name)
+        sides[f"transformers {name}, pure"] = model.to(torch.bfloat16), loss
+    losses = {name: loss().item() for name, (_, loss) in sides.items()}
+    assert losses == pytest.approx(dict.fromkeys(losses, losses["ours"]), rel=5e-3)
+    runs = {name: stepper(*side) for name, side in sides.items()}
+    got = rates(runs, dict.fromkeys(runs, ROWS * LENGTH), rounds=ROUNDS)
+    record("train_step_bf16/eager", "tok/s", got.pop("ours"), got)
+
+
 @pytest.mark.parametrize("kind", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_train_step(saved: Path, kind: str) -> None:
     keep_buffers()  # for both sides: it is the process's

@@ -12,7 +12,7 @@ from moe.kernels.processor import Processor, processor, using
 VOCABULARY = 256
 WAYS = {
     "AMD, C": Processor(kernels=True, onednn=True),  # with AVX-512
-    "Intel, C": Processor(kernels=True, onednn=False),
+    "Intel, C": Processor(kernels=True, onednn=False, tiles=True),  # with AMX
     "AMD": Processor(kernels=False, onednn=True),
     "Intel": Processor(kernels=False, onednn=False),  # and every other
 }

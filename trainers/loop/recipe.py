@@ -17,8 +17,8 @@ from conf.knobs.training import Checkpoints, Doctor, Fit, Optim, SpikeAction, Sp
 from conf.schema import Config
 from moe.decoder import Decoder
 from moe.kernels import native
-from moe.kernels.precision import fastest
 from moe.kernels.processor import processor
+from moe.training.choice import fastest
 from moe.training.objectives import Objective
 from moe.training.optimizer import new_optimizer
 from moe.training.parallel import check_parallel
@@ -138,8 +138,7 @@ class Plan:
         began = json.loads(kept.read_text()) if kept.exists() else {}
         precision = self.compute.precision
         if precision is Precision.auto:
-            measured = began.get("precision") or fastest("cuda" if self.cluster.gpus_per_worker else "cpu").value
-            precision = Precision(measured)
+            precision = Precision(began["precision"]) if "precision" in began else self._fastest()
         now = {"precision": precision.value, "kernels": "native" if native.available() else "torch"}
         now |= {"products": "oneDNN" if processor().onednn else "MKL"}
         now |= {"slots": str(self.slots)} if self.slots else {"workers": str(self.cluster.workers)}
@@ -148,6 +147,12 @@ class Plan:
         self.folder.mkdir(parents=True, exist_ok=True)  # a plan may be carried out without a stage that opened it
         write_file(kept, json.dumps(now) + "\n")
         return replace(self, compute=replace(self.compute, precision=precision))
+
+    def _fastest(self) -> Precision:
+        model, device = self.shape(), "cuda" if self.cluster.gpus_per_worker else "cpu"
+        chosen, gain = fastest(model.cfg, model.vocab_size, self.course.row_length, self.compute, device)
+        print(f"{self.stage}: compute.precision=auto is {chosen.value}" + f" (bf16 {gain:.2f}x fp32)" * (gain > 0))
+        return chosen
 
     def about(self, places: np.ndarray) -> list[dict[str, object]]:
         """Of each row at these places [n, 2] of the course: where it lies, its documents, the beginning of its text."""

@@ -195,13 +195,67 @@ def test_transpose(kernels: None, n: int, m: int) -> None:
     assert torch.equal(native.transpose(x.detach()), x.t())
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_passes_between_the_products(kernels: None, kind: torch.dtype) -> None:
+    """Against fp64 on the same numbers: what is written in bf16 is the nearest, or next to it."""
+    hidden, slope, rows, logits = (t.detach().to(kind) for t in leaves((37, 2 * 70), (37, 70), (40, 33), (9, 517)))
+    weight, weights, slot = torch.rand(37), torch.rand(21, 3), torch.randint(0, 40, (21, 3))
+    targets = torch.randint(0, 517, (7,))  # two rows of padding
+    gate, up = hidden.double().chunk(2, 1)
+    silu = gate * gate.sigmoid()
+    share = weight.double().unsqueeze(1)
+    d_active = share * slope.double()
+    d_gate = d_active * up * (gate.sigmoid() + silu * (1 - gate.sigmoid()))
+    softmax = logits.double().softmax(1)
+    wanted = [
+        silu * up,
+        torch.cat([d_gate, d_active * silu], 1),
+        share * silu * up,
+        (slope.double() * silu * up).sum(1),
+        (weights.double().unsqueeze(2) * rows.double()[slot]).sum(1),
+        rows.double()[slot].sum(1),
+        F.cross_entropy(logits[:7].double(), targets, reduction="none"),
+        torch.cat([softmax[:7] - F.one_hot(targets, 517), torch.zeros(2, 517)]),
+    ]
+    made: list[Tensor] = [native.swiglu(hidden), *native.swiglu_backward(hidden, slope.clone(), weight)]
+    made += [native.combine(rows, slot, weights), native.combine(rows, slot, None)]
+    made += [native.cross_entropy_(logits, targets), logits]
+    for got, right in zip(made, wanted, strict=True):
+        precise = got.dtype is not torch.bfloat16
+        torch.testing.assert_close(got.double(), right, rtol=2e-6 if precise else 2**-8, atol=2e-5 if precise else 1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("width", "heads", "kv", "dim"), [(150, 4, 2, 20), (64, 2, 1, 64), (1, 1, 1, 8)])
+def test_attention_whose_factors_are_bf16(
+    kernels: None, packed: bool, width: int, heads: int, kv: int, dim: int
+) -> None:
+    """Within what rounding the factors does, and by another road than fp32's."""
+    (joined,) = leaves((2, width, heads + 2 * kv, dim))
+    documents = Documents((torch.arange(width) // 40 * 40).expand(2, -1).contiguous()) if packed else None
+
+    def run(x: Tensor) -> Made:
+        with torch.autocast("cpu", torch.bfloat16):
+            return with_gradients(lambda x: attention(x, heads, kv, documents), [x])
+
+    with using(replace(processor(), tiles=True)):
+        made = run(joined)
+    exact = with_gradients(lambda x: attention(x, heads, kv, documents), [joined.detach().double().requires_grad_()])
+    for got, wanted in zip(made, exact, strict=True):
+        assert got.dtype == torch.float32
+        error = (got.double() - wanted).norm() / wanted.norm()
+        assert (1e-4 if width > 1 else 0) < error < 8e-3
+
+
 def test_a_nan_stays_one(kernels: None) -> None:
     x = torch.zeros(1, 4, 3, 16)
     x[0, 1, 0, 0] = float("nan")  # a query
     assert attention(x, 1, 1).isnan().any(-1).flatten().tolist() == [False, True, False, False]
     bad = torch.tensor([[0.0, float("nan"), 1.0, 2.0]])
     assert native.cross_entropy_(bad.clone(), torch.tensor([0])).isnan().all()
-    assert native.swiglu(bad).isnan().tolist() == [[False, True]]
+    for kind in (torch.float32, torch.bfloat16):
+        assert native.swiglu(bad.to(kind)).isnan().tolist() == [[False, True]]
+        assert native.cross_entropy_(bad.to(kind, copy=True), torch.tensor([0])).isnan().all()
     assert native.rms_norm(bad, torch.ones(4), 1e-5)[0].isnan().all()
 
 
@@ -210,7 +264,12 @@ def test_the_number_of_threads_changes_no_bit(kernels: None) -> None:
     joined, x, gain, gains, head, up = (
         t.detach() for t in leaves((n, 6, 16), (n, 96), (96,), (4, 16), (200, 96), (n, 192))
     )
-    token, weight = torch.randint(0, n, (n,)), torch.rand(n, 1)
+    token, slot, weight, weights = (
+        torch.randint(0, n, (n,)),
+        torch.randint(0, n, (n, 2)),
+        torch.rand(n),
+        torch.rand(n, 2),
+    )
     y, scale = native.rms_norm(x, gain, 1e-5)
     turned, scales = native.norm_turn(joined, 4, angles.cos(), angles.sin(), gains, 1e-5)
     cells = joined.view(14, 100, 6, 16)
@@ -219,11 +278,16 @@ def test_the_number_of_threads_changes_no_bit(kernels: None) -> None:
     def everything() -> list[Tensor]:
         logits = x @ head.t()
         made = [native.cross_entropy_(logits, token % 200), logits, native.swiglu(up), native.transpose(x)]
-        made += native.swiglu_backward(up, y.clone()) + native.combine_backward(x, y, token, weight)
+        for kind in (torch.float32, torch.bfloat16):
+            made += native.swiglu_backward(up.to(kind), y.to(kind, copy=True), weight)
+            made.append(native.combine(x.to(kind), slot, weights))
         made += native.rms_norm(x, gain, 1e-5) + native.rms_norm_backward(y, x, gain, scale)
         turns = native.norm_turn_backward(turned, joined, 4, angles.cos(), angles.sin(), gains, scales)
-        made += [t for t in turns if t is not None] + list(native.attention(cells, 4, 1, None))
-        return [*made, native.attention_backward(out, cells, 4, 1, None, out, lse)]
+        made += [t for t in turns if t is not None]
+        for half in (False, True):
+            made += native.attention(cells, 4, 1, None, half)
+            made.append(native.attention_backward(out, cells, 4, 1, None, out, lse, half))
+        return made
 
     before = torch.get_num_threads()
     try:
@@ -259,6 +323,27 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "MIN(KEYS, start[query + q] - key)",
         "MIN(KEYS, start[query + q] - key - 1)",
         None,
+    ),
+    (
+        "rounding its factors is all that bf16 does to attention",
+        "moe/kernels/attention.c",
+        "block_product(dp_half, QUERIES, q_half, dk",
+        "block_product(p_half, QUERIES, q_half, dk",
+        "test_attention_whose_factors_are_bf16",
+    ),
+    (
+        "an expert's slope carries its routing weight once",
+        "moe/kernels/passes.h",
+        "slope = w * given;",
+        "slope = given;",
+        "test_the_passes_between_the_products",
+    ),
+    (
+        "bf16 is rounded to the nearest",
+        "moe/kernels/native.h",
+        "(number.bits + 0x7fff + (number.bits >> 16 & 1)) >> 16",
+        "number.bits >> 16",
+        "test_the_passes_between_the_products",
     ),
     ("nothing is compiled during a run", "moe/kernels/native.py", "if not built().exists():", "if build():", None),
 ]

@@ -32,12 +32,18 @@ PLAIN = Processor(kernels=False, onednn=False)
 def test_onednn_is_for_wide_vectors_that_mkl_leaves_unused(
     monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, onednn: bool
 ) -> None:
-    monkeypatch.setattr(switch, "_told", lambda name: {"vendor_id": vendor}[name])
+    monkeypatch.setattr(switch, "_told", lambda name: {"vendor_id": vendor, "flags": "avx2 amx_tile"}[name])
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert found() == Processor(kernels=True, onednn=onednn)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert found() == Processor(kernels=True, onednn=False)
+
+
+@pytest.mark.parametrize(("flags", "tiles"), [("avx512f amx_bf16 amx_tile", True), ("avx512f avx512_bf16", False)])
+def test_tiles_are_for_amx(monkeypatch: pytest.MonkeyPatch, flags: str, tiles: bool) -> None:
+    monkeypatch.setattr(switch, "_told", lambda name: {"vendor_id": "GenuineIntel", "flags": flags}[name])
+    assert found().tiles == tiles
 
 
 def test_words_override_what_is_found() -> None:
@@ -50,7 +56,9 @@ def test_words_override_what_is_found() -> None:
 def test_a_word_that_says_nothing_is_refused(word: str) -> None:
     with pytest.raises(InputError) as refused:
         overridden(PLAIN, word)
-    assert str(refused.value) == f"CONCLAVE_PROCESSOR={word}: {word!r} says nothing; try kernels=off,onednn=off"
+    assert (
+        str(refused.value) == f"CONCLAVE_PROCESSOR={word}: {word!r} says nothing; try kernels=off,onednn=off,tiles=off"
+    )
 
 
 def test_the_switch_holds_to_the_end_of_its_block_also_of_a_broken_one() -> None:
@@ -63,12 +71,12 @@ def test_the_switch_holds_to_the_end_of_its_block_also_of_a_broken_one() -> None
     assert processor() == before
 
 
-@pytest.mark.parametrize("words", ["kernels=off,onednn=on", "onednn=off,kernels=off"])
+@pytest.mark.parametrize("words", ["kernels=off,onednn=on,tiles=off", "onednn=off,tiles=off,kernels=off"])
 def test_the_variable_decides_for_a_process(words: str) -> None:
     code = "from moe.kernels.processor import processor; print(processor())"
     environment = os.environ | {"CONCLAVE_PROCESSOR": words}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout == f"Processor(kernels=False, onednn={'onednn=on' in words})\n", done.stderr
+    assert done.stdout == f"Processor(kernels=False, onednn={'onednn=on' in words}, tiles=False)\n", done.stderr
 
 
 def test_every_way_is_the_one_that_is_asked_for(any_processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ def measured() -> dict[str, float]:
 def test_a_kernel_equals_its_twin(kernel: str) -> None:
     found = measured()
     assert len(found) == 8
-    # In fp32 both add in another order; bf16 is rounded once, where it is written.
-    assert found[f"{kernel}, float32"] < 64 and found[f"{kernel}, bfloat16"] <= 1.01
+    # In fp32 sums of several numbers may cancel to a hundredth of them; bf16 is rounded once, where it is written.
+    assert found[f"{kernel}, float32"] < 256 and found[f"{kernel}, bfloat16"] <= 1.01
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)

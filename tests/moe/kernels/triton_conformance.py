@@ -8,6 +8,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moe.kernels import passes, triton_passes
+from moe.kernels.processor import processor, using
 
 SIZES = [(1, 1), (3, 5), (2, 1024), (4, 1500), (2, 2049)]  # rows, width: less than a block, one, and more
 CHOICES = [(5, 1), (4, 3), (3, 4)]  # tokens, k
@@ -58,7 +60,8 @@ def in_torch(name: str) -> Callable[..., Any]:
     def run(*given: Any) -> Any:
         kept, passes._by_triton = passes._by_triton, lambda x: False
         try:
-            return getattr(passes, name)(*given)
+            with using(replace(processor(), kernels=False)):
+                return getattr(passes, name)(*given)
         finally:
             passes._by_triton = kept
 
