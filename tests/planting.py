@@ -4,6 +4,7 @@ A line on standard input, {"tree", "test", "seconds"}, is answered by one: {"cod
 ours: a fork takes that from its tree.
 """
 
+import gc
 import json
 import os
 import signal
@@ -27,9 +28,12 @@ def serve() -> None:
     import ray.train.torch  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tokenizers  # noqa: F401
+    import torch._dynamo  # noqa: F401  # which the first optimizer loads
     import torch.distributed.fsdp  # noqa: F401
     import transformers  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # a fork looks through its own objects only, and pytest has that done five times
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         asked = json.loads(line)

@@ -1,7 +1,7 @@
 """The experts by MegaBlocks' grouped dropless path (Gale et al. 2022): its sort, permutation and grouped products.
 
-The only file that imports megablocks, and only when it is called: the package loads Triton and compiled CUDA code.
-Router, losses and parameters stay ours.
+The only file that imports megablocks, and only when it is called: the package loads Triton. Its compiled CUDA code is
+used where it can be imported; else megablocks_ops.py stands in for it. Router, losses and parameters stay ours.
 
 Letters: N tokens, H hidden size, E experts, I inner width, k experts per token, A = N*k assignments.
 """
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import InputError
+from moe.kernels import megablocks_ops
 from moe.kernels.gemm import product_dtype
 from moe.kernels.sorted_experts import torch_experts
 
@@ -62,14 +63,15 @@ def experts_megablocks(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Ten
 
 
 def _package() -> tuple[Any, Any]:
-    """(`megablocks.ops`, `grouped_gemm.ops.gmm`); megablocks alone would import without grouped_gemm."""
+    """(`megablocks.ops`, `grouped_gemm.ops.gmm`)."""
+    megablocks_ops.install()
     try:
         import megablocks.ops
         from grouped_gemm.ops import gmm
     except (ImportError, OSError, RuntimeError) as error:
         raise InputError(
             f"compute.experts=megablocks cannot be imported ({error!r}); "
-            "install it with `make gpu` on a CUDA machine, or set compute.experts=torch"
+            "install it with `make gpu`, which needs no compiler, or set compute.experts=torch"
         ) from error
     return megablocks.ops, gmm
 

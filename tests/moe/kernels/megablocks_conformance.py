@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.kernels import megablocks_ops
 from moe.kernels.megablocks import experts_megablocks
 from moe.kernels.sorted_experts import torch_experts
 
@@ -166,7 +167,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tests.moe.kernels import megablocks_standins
-
-    megablocks_standins.install()
+    megablocks_ops.install()
     main()
