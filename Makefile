@@ -5,8 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 NATIVE := .venv/.native
 
-# Built against the torch that is there, whatever they pin, and never cached: pip would offer what it built without CUDA
-# code to a machine with CUDA.
+# Whatever torch they pin, and never cached: pip would offer what it built without CUDA code to a machine with CUDA.
 MEGABLOCKS := --no-cache-dir --no-build-isolation --no-deps megablocks==0.10.0 stanford-stk==0.7.1
 MEGABLOCKS_CPU := .venv/megablocks-cpu
 
@@ -15,7 +14,6 @@ LM_EVAL_PACKAGES := lm-eval==0.4.13 evaluate==0.4.6 more-itertools==11.2.1 sqlit
 	word2number==1.1 pytablewriter==1.2.1 DataProperty==1.1.0 tabledata==1.3.4 tcolorpy==0.1.7 typepy==1.3.4 \
 	mbstrdecoder==1.1.4 pathvalidate==3.3.1 chardet==7.7.0 pytz==2026.6
 LM_EVAL := .venv/lm-eval
-NVCC := $(if $(CUDA_HOME),$(CUDA_HOME)/bin/)nvcc
 
 # Two processes of one thread each: on models this small the threads of one process mostly wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
@@ -67,16 +65,13 @@ test-all: test test-slow  ## every test but the benchmarks
 bench: setup  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench
 
-gpu: setup  ## install and test MegaBlocks; needs an NVIDIA GPU, nvcc 12 and a CUDA 12 build of torch
-	@$(NVCC) --version 2>&1 | grep -q 'release 12\.' || { echo "make gpu: MegaBlocks builds with nvcc 12 only, and \
-	$(NVCC) says: $$($(NVCC) --version 2>&1 | grep -o 'release [0-9.]*' || echo 'not found'); install a CUDA 12 toolkit \
-	and set CUDA_HOME to it"; exit 1; }
-	@$(BIN)/python -c 'import sys, torch; sys.exit(not (torch.version.cuda or "").startswith("12."))' || { \
-	echo "make gpu: torch must be a CUDA 12 build; remove .venv and run \
-	make gpu PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cu126'"; exit 1; }
-	@test -n "$$TORCH_CUDA_ARCH_LIST" || $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-	|| { echo "make gpu: no GPU is visible; set TORCH_CUDA_ARCH_LIST to what to build for, such as 9.0"; exit 1; }
-	$(BIN)/pip install $(PIP_FLAGS) $(MEGABLOCKS) grouped-gemm==0.3.0
+gpu: setup  ## install MegaBlocks beside a CUDA build of torch and test it there; no compiler is needed
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.version.cuda)' || { echo "make gpu: this torch has no CUDA; \
+	remove .venv and run make gpu PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cu126'"; exit 1; }
+	$(BIN)/pip download --quiet $(PIP_FLAGS) --no-build-isolation --no-deps --no-binary megablocks -d .venv/sources megablocks==0.10.0
+	tar -xzf .venv/sources/megablocks-0.10.0.tar.gz --strip-components=1 \
+	-C "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" megablocks-0.10.0/megablocks
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-build-isolation --no-deps stanford-stk==0.7.1
 	$(BIN)/pytest -m gpu tests/moe/kernels/test_megablocks.py
 
 gpu-check:  ## what only a GPU can show, in under 6 minutes; figures go to bench/gpu.json
@@ -84,7 +79,7 @@ gpu-check:  ## what only a GPU can show, in under 6 minutes; figures go to bench
 
 megablocks-cpu: $(MEGABLOCKS_CPU)/.installed  ## what compares MegaBlocks with our experts on a CPU
 
-# Beside site-packages, not in it: nothing but that comparison may import a MegaBlocks without CUDA code.
+# Beside site-packages, not in it: this Triton is for the comparison on a CPU alone.
 $(MEGABLOCKS_CPU)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(MEGABLOCKS_CPU) $(MEGABLOCKS)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(MEGABLOCKS_CPU) --no-deps triton==3.7.1

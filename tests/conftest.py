@@ -1,5 +1,6 @@
 """Fixtures for every test: one Ray cluster a session, and one whole run."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -38,6 +39,12 @@ def whole_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from cluster.pipeline import main
     from conf.entry import compose
 
-    place = tmp_path_factory.mktemp("runs")
-    main(compose(["preset=test", f"run.dir={place}"]))
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the processes of one test session make one run
+        if not (place / "done").exists():
+            main(compose(["preset=test", f"run.dir={place}"]))
+            (place / "done").touch()
     return place / "test"

@@ -28,7 +28,7 @@ def serve() -> None:
     import ray.train.torch  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tokenizers  # noqa: F401
-    import torch._dynamo  # noqa: F401  # which the first optimizer loads
+    import torch._dynamo  # which the first optimizer loads
     import torch.distributed.fsdp  # noqa: F401
     import transformers  # noqa: F401
 

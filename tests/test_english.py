@@ -66,7 +66,7 @@ def test_a_right_answer_outranks_a_wrong_one(english: Path) -> None:
 def test_what_is_asked_for_is_done_more_often_after_ppo(english: Path) -> None:
     before, after = metrics(english, "chat"), metrics(english, "rl")
     assert after["checks_ok"] > before["checks_ok"] + 0.1
-    assert after["finished"] > 0.9 and after["distinct"] > 0.5
+    assert after["finished"] > 0.8 and after["distinct"] > 0.5
 
 
 @pytest.mark.ray

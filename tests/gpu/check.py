@@ -37,7 +37,7 @@ STEPS = {  # in the order of their worth: seconds that each may take on a GPU
 }
 TOGETHER = 350  # seconds for all of them on a GPU; there is no limit for the dry run but those of the steps
 DRY = 600  # seconds for a step of the dry run, on a machine that does other things too
-EXTRAS = Path(sys.prefix) / "megablocks-cpu"  # where the CPU has Triton and MegaBlocks (`make megablocks-cpu`)
+EXTRAS = ROOT / ".venv" / "megablocks-cpu"  # MegaBlocks (`make megablocks-cpu`), with a Triton for the CPU beside it
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -104,13 +104,12 @@ def kill_group(process: "subprocess.Popen[str]") -> None:
 
 def environment(*, toy: bool) -> dict[str, str]:
     changed = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    found = [os.environ.get("PYTHONPATH", ""), str(ROOT)]
+    if toy or not (EXTRAS / "triton").exists():  # a GPU has a Triton of its own: carry only what stands beside this one
+        found.insert(1, str(EXTRAS))
+    changed["PYTHONPATH"] = os.pathsep.join(filter(None, found))
     if toy:
-        found = [os.environ.get("PYTHONPATH", ""), str(EXTRAS), str(ROOT)]
-        changed |= {
-            "TRITON_INTERPRET": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join(filter(None, found)),
-        }
+        changed |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # nobody else's cluster
     return kept | changed
 

@@ -22,10 +22,6 @@ CASES = [
 
 
 def run(toy: bool) -> dict[str, Any]:
-    if toy:
-        from tests.moe.kernels import megablocks_standins
-
-        megablocks_standins.install()  # for its compiled code
     try:
         _package()
     except InputError as missing:
