@@ -70,7 +70,7 @@ def test_layer(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
     layers = {"ours": lambda: torch_experts(x, ids, weights, gate_up, down)}
     layers |= {f"transformers {name}": theirs(name) for name in ("eager", "grouped_mm")}
     outputs = {name: layer() for name, layer in layers.items()}
-    near = 1e-5 if kind is torch.float32 else 2**-7 * outputs["ours"].abs().max().item()
+    near = 1e-5 if kind is torch.float32 else 2**-6 * outputs["ours"].abs().max().item()
     for y in outputs.values():
         torch.testing.assert_close(y, outputs["ours"], atol=near, rtol=1e-4)
     del outputs
