@@ -87,12 +87,13 @@ def kept_by_a_block(cfg: Model, tokens: int, *, half: bool) -> dict[str, float]:
         "norms: x before each": tokens * 2 * hidden * FULL,
         "attention: x": tokens * hidden * product,
         "attention: heads before norm and rotation": tokens * (queries + 2 * keys) * FULL,
-        "attention: heads": tokens * (queries + 2 * keys) * product,
-        "attention: mixed heads": tokens * queries * product,
+        "attention: heads": tokens * (queries + 2 * keys) * FULL,
+        "attention: mixed heads": tokens * queries * (FULL + HALF if half else FULL),
         "attention: joined weights": hidden * (queries + 2 * keys) * product,
         "router: x": tokens * hidden * FULL,
         "router: logits and probabilities": tokens * 2 * cfg.experts * FULL,
-        "experts: rows in and out, gate and up": slots(cfg, tokens) * 2 * (hidden + cfg.expert_size) * product,
+        "experts: x": tokens * hidden * HALF if half else 0.0,  # in fp32 the router's
+        "experts: gate and up": slots(cfg, tokens) * 2 * cfg.expert_size * product,
     }
 
 
@@ -152,10 +153,10 @@ def training_memory(cfg: Model, vocab: int, work: Work) -> dict[str, dict[str, f
 
 
 def _expert_buffers(cfg: Model, work: Work, size: int) -> float:
-    """The gradients of the experts' rows, and of the inner activations of one expert after the other."""
+    """The gradients of the experts' rows, and what one expert after the other gathers and computes again."""
     rows = work.tokens * cfg.top_k
     of_one = rows * work.expert_parallel / cfg.experts
-    return size * (rows * cfg.hidden_size + of_one * (2 * cfg.hidden_size + 6 * cfg.expert_size))
+    return size * (rows * cfg.hidden_size + of_one * (2 * cfg.hidden_size + 3 * cfg.expert_size))
 
 
 def _muon_buffers(cfg: Model, matrices: float) -> float:
