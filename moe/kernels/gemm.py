@@ -78,7 +78,7 @@ def linear(x: Tensor, *weights: Tensor | Int8) -> Tensor:
     if isinstance(weights[0], Int8):
         return torch.cat([cast(Int8, weight)(x) for weight in weights], dim=1)
     plain = cast(tuple[Tensor, ...], weights)
-    dtype = product_dtype(plain[0])
+    dtype = product_dtype(x)
     x, plain = x.to(dtype), tuple(weight.to(dtype) for weight in plain)
     if not torch.is_grad_enabled() and x.shape[0] < x.shape[1]:  # joining outputs is less than joining weights
         rows = pad_rows(x)

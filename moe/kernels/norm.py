@@ -110,6 +110,6 @@ class _NormTurn(torch.autograd.Function):
 def norm_turn(x: Tensor, turned: int, rope: Rope, weight: Tensor | None, eps: float) -> Tensor:
     """The first `turned` heads of x [N, heads, D] normalised (by weight [turned, D], if there is one) and rotated by
     their positions (Su et al. 2021, in the rotate-half layout of Hugging Face); the others as they are. Computed in
-    fp32, and returned in it where the C kernels go on with it, else in the dtype of x."""
+    fp32, and returned in it under autocast where the C kernels go on with it, else in the dtype of x."""
     made = _NormTurn.apply(x.float(), turned, rope, weight, eps)
-    return made if native.ready(made) else made.to(x.dtype)
+    return made if torch.is_autocast_enabled(x.device.type) and native.ready(made) else made.to(x.dtype)

@@ -224,7 +224,8 @@ def test_a_killed_stage_asks_nothing_twice(tmp_path: Path, concurrency: int) -> 
         with open(path, "ab") as file:
             file.write(b'{"question": "torn')  # as a kill in the middle of a write leaves it
         before = len(server.prompts)
-        assert 14 <= before <= 14 + 2 * concurrency  # what was on its way to a process that died is asked again
+        # what was on its way to a process that died, or waited there to be written down, is asked again
+        assert 14 <= before <= 14 + 2 * 2 * concurrency
         again, told = ai.opinions(QUERIES, ("clear",), config(tmp_path, server.url, concurrency=concurrency))
         assert len(server.prompts) - before == 36 - 14
         assert not set(server.prompts[before:]) & set(kept_prompts)
