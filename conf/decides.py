@@ -77,7 +77,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
         "critic_lr clip value_clip gamma lam kl_coef kl_in grad_clip critic_warmup replay replay_tasks replay_weight",
         _LASTS: "iterations",
         _ROUNDS: "rollouts",  # the same answers, but what is decoded together moves the last bit of their log-probs
-        _FREE: "save_every timeout",
+        _FREE: "save_every timeout restarts",
     },
     "evaluate": {
         _MEASURES: "prompts rows max_new_tokens temperature top_p",

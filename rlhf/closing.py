@@ -18,10 +18,10 @@ from moe.tasks.task import Sample
 from moe.text.chat import prompt_ids
 from moe.text.tokenizer import Tokenizer
 from moe.training.parallel import take_device
-from rlhf.actors.reward import Scale
 from rlhf.comparison import Answered, table
 from rlhf.forward import answer_scores, slices, spread, token_logprobs
 from rlhf.messages import Key, Response, pad
+from rlhf.rewards import Scale
 from rlhf.rollouts import Query
 
 

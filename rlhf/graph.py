@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ from moe.tasks.task import Sample, Verdict
 from rlhf.actors.critic import Critic
 from rlhf.actors.learner import Learner
 from rlhf.actors.reference import Reference
-from rlhf.actors.reward import Reward, Scale
+from rlhf.actors.reward import Reward
 from rlhf.actors.rollout import Rollout
-from rlhf.calls import Call, wait
 from rlhf.messages import Batch, Request, Response
+from rlhf.rewards import Judged, Scale
+from rlhf.supervisor import Ask, Post, Supervisor
 
 LESS = "ppo.rollouts, cluster.cpus_per_worker or cluster.gpus_per_worker"  # knobs that lower what is asked for
-START_WITHIN = 600.0  # seconds for all actors together, whatever a call may take later
 
 
 @dataclass(frozen=True)
@@ -36,104 +38,123 @@ class Assessed:
     values: Tensor | None  # [B, T] the critic's
 
 
-@dataclass(frozen=True)
 class Graph:
-    rollouts: list[ActorHandle]
-    reward: ActorHandle
-    reference: ActorHandle
-    critic: ActorHandle | None  # where advantages need one
-    learner: ActorHandle
-    scored: bool  # whether the reward actor has a reward model
-    timeout: float
+    """What is asked of the actors in `posts`; `rlhf.supervisor` sees to it that it is answered."""
 
-    @property
-    def trained(self) -> dict[str, ActorHandle]:
-        """The actors that hold state."""
-        return {"learner": self.learner} | ({"critic": self.critic} if self.critic is not None else {})
+    def __init__(self, posts: dict[str, Post], *, scored: bool, timeout: float, restarts: int) -> None:
+        """`scored`: whether the reward actor has a reward model."""
+        self.supervisor = Supervisor(posts, timeout=timeout, restarts=restarts, fresh=self._fresh)
+        self.scored = scored
+        self.rollouts = [name for name in posts if name.startswith("rollout ")]
+        self._weights: Any = None  # a reference to what the rollout actors hold
+        self._done = -1  # the furthest iteration that was learnt
+        self.supervisor.start()
 
     @property
     def roles(self) -> dict[str, ActorHandle]:
         """Every actor by its name."""
-        rollouts = {f"rollout {number}": actor for number, actor in enumerate(self.rollouts)}
-        return rollouts | {"reward": self.reward, "reference": self.reference} | self.trained
+        return {name: post.handle for name, post in self.supervisor.posts.items() if post.handle is not None}
+
+    @property
+    def trained(self) -> list[str]:
+        """The actors that hold state."""
+        return [name for name, post in self.supervisor.posts.items() if post.state]
 
     def rollout(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Answers in the order of the requests, which are dealt over the rollout actors."""
         count = len(self.rollouts)
-        shares = [list(requests[first::count]) for first in range(count)]
-        calls = [
-            Call(f"rollout {number}", "generate", actor.generate.remote(share, sampling))
-            for number, (actor, share) in enumerate(zip(self.rollouts, shares, strict=True))
+        shares = {name: list(requests[first::count]) for first, name in enumerate(self.rollouts)}
+        asks = [
+            Ask(name, "generate", (share, sampling), unfit=partial(_other_keys, share))
+            for name, share in shares.items()
             if share
         ]
-        made = {response.key: response for responses in self.wait(calls) for response in responses}
+        made = {response.key: response for responses in self.supervisor.ask(asks) for response in responses}
         return [made[request.key] for request in requests]
 
     def judge(self, queries: Sequence[Sample], responses: Sequence[Response]) -> list[Verdict]:
         """The rules' verdict on each answer."""
-        (verdicts,) = self.wait([Call("reward", "judge", self.reward.judge.remote(queries, responses))])
-        return verdicts
+        unfit = partial(_no_verdicts, responses)
+        (verdicts,) = self.supervisor.ask([Ask("reward", "judge", (queries, responses), unfit=unfit)])
+        return list(verdicts)
 
     def score(self, batch: Batch) -> Tensor:
         """The reward model's scores [B]."""
-        (scores,) = self.wait([Call("reward", "score", self.reward.score.remote(batch))])
+        (scores,) = self.supervisor.ask([_scores(batch, batch)])
         return scores
+
+    def earn(self, judged: Judged, weights: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
+        """`rlhf.rewards.total`, on the reward actor: a term may be anybody's code."""
+        (earned,) = self.supervisor.ask([Ask("reward", "earn", (judged, weights))])
+        return earned[0], earned[1]
 
     def assess(self, batch: Batch, model: Tensor | None = None) -> Assessed:
         """All models at once; the reward model only where its scores are not there already."""
         shared = ray.put(batch)
-        calls = {"reference": Call("reference", "logprobs", self.reference.logprobs.remote(shared))}
+        asks = {"reference": Ask("reference", "logprobs", (shared,))}
         if self.scored and model is None:
-            calls["reward"] = Call("reward", "score", self.reward.score.remote(shared))
-        if self.critic is not None:
-            calls["critic"] = Call("critic", "values", self.critic.values.remote(shared))
-        said = dict(zip(calls, self.wait(list(calls.values())), strict=True))
+            asks["reward"] = _scores(batch, shared)
+        if "critic" in self.trained:
+            asks["critic"] = Ask("critic", "values", (shared,))
+        said = dict(zip(asks, self.supervisor.ask(list(asks.values())), strict=True))
         return Assessed(said["reference"], said.get("reward", model), said.get("critic"))
 
     def update(self, batch: Batch, advantages: Tensor, returns: Tensor | None, said: Assessed) -> dict[str, float]:
         """One iteration of policy and critic, side by side."""
         shared = ray.put(batch)
-        calls = [Call("learner", "update", self.learner.update.remote(shared, advantages, said.reference))]
-        if self.critic is not None:
-            calls.append(Call("critic", "update", self.critic.update.remote(shared, said.values, returns)))
+        asks = [Ask("learner", "update", (shared, advantages, said.reference))]
+        if "critic" in self.trained:
+            asks.append(Ask("critic", "update", (shared, said.values, returns)))
         stats: dict[str, float] = {}
-        for part in self.wait(calls):
+        for part in self.supervisor.ask(asks):
             stats |= part
+        if batch.version > self._done:
+            self._done = batch.version
+            self.supervisor.progressed()
         return stats
 
     def broadcast(self) -> None:
-        """The learner's weights to every rollout actor."""
-        weights = self.learner.weights.remote()  # a reference: the array goes from actor to actor
-        calls = [
-            Call(f"rollout {number}", "load_weights", actor.load_weights.remote(weights))
-            for number, actor in enumerate(self.rollouts)
-        ]
-        self.wait(calls, before=[Call("learner", "weights", weights)])
+        """The learner's weights to every rollout actor: the array goes from actor to actor."""
+        self._weights = None
+        (self._weights,) = self.supervisor.ask([Ask("learner", "publish", kept=True)])
+        self.supervisor.ask([ask for name in self.rollouts for ask in self._fresh(name)])
 
     def writer(self) -> Callable[[Path], None]:
         """Take a copy of all state now; the function that writes it into a folder, a folder to each role."""
-        self.wait([Call(role, "take", actor.take.remote()) for role, actor in self.trained.items()])
+        self.supervisor.ask([Ask(role, "take") for role in self.trained])
 
         def write(folder: Path) -> None:
-            self.wait([Call(role, "write", actor.write.remote(folder / role)) for role, actor in self.trained.items()])
+            self.supervisor.ask([Ask(role, "write", (folder / role,)) for role in self.trained])
 
         return write
 
+    def begin(self, found: tuple[int, Path] | None) -> None:
+        """Learner and critic, whatever became of them, as the checkpoint `found` (its iteration, its folder) has them,
+        or without one as they were made."""
+        self.supervisor.mend()
+        self._weights = None
+        if found:
+            self.load(found[1], version=found[0])
+            return
+        versions = self.supervisor.ask([Ask(role, "ready") for role in self.trained])
+        for role, version in zip(self.trained, versions, strict=True):
+            if version:
+                self.supervisor.renew(role)
+
     def load(self, folder: Path, version: int) -> None:
-        self.wait(
-            [Call(role, "load", actor.load.remote(folder / role, version)) for role, actor in self.trained.items()]
-        )
+        self.supervisor.ask([Ask(role, "load", (folder / role, version)) for role in self.trained])
 
     def export(self, folder: Path) -> None:
-        self.wait([Call("learner", "export", self.learner.export.remote(folder))])
-
-    def wait(self, calls: Sequence[Call], before: Sequence[Call] = ()) -> list[Any]:
-        return wait(calls, self.timeout, knob="ppo.timeout", before=before)
+        self.supervisor.ask([Ask("learner", "export", (folder,))])
 
     def close(self) -> None:
         """End every actor."""
-        for actor in self.roles.values():
-            ray.kill(actor)
+        self.supervisor.close()
+
+    def _fresh(self, name: str) -> list[Ask]:
+        """What brings a new actor to where the others are."""
+        held = name in self.rollouts and self._weights is not None
+        return [Ask(name, "load_weights", (self._weights,))] if held else []
 
 
 def start(
@@ -149,27 +170,49 @@ def start(
     options: dict[str, Any] = {
         "num_cpus": cfg.cluster.cpus_per_worker,
         "num_gpus": cfg.cluster.gpus_per_worker,
-        "max_restarts": 0,  # a restarted actor would have lost its weights: the run continues from its manifest instead
+        "max_restarts": 0,  # Ray's restart would lose the weights; ours gives them back
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     }
 
-    def put(kind: type, *args: Any) -> ActorHandle:
-        return ray.remote(kind).options(**options).remote(*args)
+    def post(kind: type, *args: Any, state: bool = False) -> Post:
+        return Post(partial(ray.remote(kind).options(**options).remote, *args), state)
 
     trained, device = (cfg.ppo, precision, cfg.run.seed, threads), cfg.cluster.device
-    graph = Graph(
-        rollouts=[put(Rollout, chat, threads, "ours", device) for _ in range(cfg.ppo.rollouts)],
-        reward=put(Reward, tasks, cfg.tasks, chat, threads, reward, scale, device),
-        reference=put(Reference, chat, threads, device),
-        critic=put(Critic, reward or chat, *trained, device) if critic else None,
-        learner=put(Learner, chat, *trained, tasks / "train.jsonl", device),
-        scored=reward is not None,
-        timeout=cfg.ppo.timeout,
-    )
-    try:
-        ready = [Call(role, "start", actor.__ray_ready__.remote()) for role, actor in graph.roles.items()]
-        wait(ready, START_WITHIN, knob="the start's limit of ")
-    except BaseException:
-        graph.close()
-        raise
-    return graph
+    rollouts = {f"rollout {number}": post(Rollout, chat, threads, "ours", device) for number in range(cfg.ppo.rollouts)}
+    posts = rollouts | {
+        "reward": post(Reward, tasks, cfg.tasks, chat, threads, reward, scale, device),
+        "reference": post(Reference, chat, threads, device),
+        "learner": post(Learner, chat, *trained, tasks / "train.jsonl", device, state=True),
+    }
+    if critic:
+        posts["critic"] = post(Critic, reward or chat, *trained, device, state=True)
+    return Graph(posts, scored=reward is not None, timeout=cfg.ppo.timeout, restarts=cfg.ppo.restarts)
+
+
+def _scores(batch: Batch, given: Any) -> Ask:
+    """The reward model's scores of a batch, which is `given` as it is or as a reference."""
+    return Ask("reward", "score", (given,), unfit=partial(_no_scores, len(batch.tokens)))
+
+
+def _other_keys(asked: Sequence[Request], made: Sequence[Response]) -> str:
+    same = [response.key for response in made] == [request.key for request in asked]
+    return "" if same else "its answers are to other requests"
+
+
+def _no_scores(count: int, scores: Tensor) -> str:
+    if tuple(scores.shape) != (count,):
+        return f"scores of shape {list(scores.shape)} for {count} answers"
+    bad = int((~scores.isfinite()).sum())
+    return f"{bad} of {count} scores are not finite" if bad else ""
+
+
+def _no_verdicts(responses: Sequence[Response], verdicts: Sequence[Verdict]) -> str:
+    if len(verdicts) != len(responses):
+        return f"{len(verdicts)} verdicts for {len(responses)} answers"
+    for response, verdict in zip(responses, verdicts, strict=True):
+        who = f"answer {response.key.sample} to query {response.key.query}"
+        if not isinstance(verdict, Verdict):
+            return f"no verdict but {type(verdict).__name__} for {who}"
+        if not all(map(isfinite, [verdict.reward, *(amount for _, amount in verdict.placed)])):
+            return f"the reward of {who} is not finite"
+    return ""

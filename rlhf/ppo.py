@@ -36,7 +36,6 @@ from moe.text.tokenizer import Tokenizer
 from rlhf import closing as measured
 from rlhf import rewards
 from rlhf.advantages import ADVANTAGES
-from rlhf.calls import ActorFailed
 from rlhf.graph import Graph, start
 from rlhf.losses import token_rewards
 from rlhf.messages import Response, pad
@@ -44,6 +43,7 @@ from rlhf.replay import tasks_of
 from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics, to_look_at
 from rlhf.rollouts import Query, admit, fitting, groups
 from rlhf.selection import widest
+from rlhf.supervisor import surviving
 
 KEEP = 2  # checkpoints
 MEASURED = ("answers.json", "samples.json")  # files that the closing measurement writes
@@ -104,7 +104,6 @@ def main(cfg: Config) -> dict[str, float]:
             graph = start(cfg, chat=begin, tasks=tasks, reward=reward, scale=scale, precision=precision(cfg))
             with closing(graph):
                 learn(graph, queries, tokenizer, cfg, stage.folder)
-                graph.export(stage.folder)
         metrics, answers, samples = on_worker(
             cfg.cluster, measured.of_rl, folders, tasks, queries, cfg, within=cfg.evaluate.timeout
         )
@@ -127,13 +126,24 @@ def precision(cfg: Config) -> Precision:
 
 
 def learn(graph: Graph, queries: Sequence[Query], tokenizer: Tokenizer, cfg: Config, folder: Path) -> None:
-    """From the newest checkpoint to the last iteration."""
+    """From the newest checkpoint to the last iteration, and the model into `folder`; from the newest again where the
+    learner or the critic is lost on the way."""
+    checkpoints = folder / "checkpoints"
+    with deferred(checkpoints) as request:
+        surviving(lambda: attempt(graph, queries, tokenizer, cfg, folder, request), ended=lambda: bool(request))
+        step = newest_step(checkpoints)
+        request.where = f"at iteration {step}; saved" if step else "in its first iteration"
+
+
+def attempt(
+    graph: Graph, queries: Sequence[Query], tokenizer: Tokenizer, cfg: Config, folder: Path, request: Request
+) -> None:
+    """As `learn`, until one of the two is lost."""
     found = newest_checkpoint(folder / "checkpoints")
     first = found[0] if found else 0
     show = ("rl/reward", "rl/rules/mean", "rl/kl", "response_length/mean")
-    checkpoints = folder / "checkpoints"
     saver = Saver(
-        checkpoints,
+        folder / "checkpoints",
         cfg.checkpoints,
         keep=KEEP,
         rank=0,
@@ -141,22 +151,17 @@ def learn(graph: Graph, queries: Sequence[Query], tokenizer: Tokenizer, cfg: Con
         attempt=os.urandom(6).hex(),
         deadline=cfg.ppo.timeout,
     )
-    with deferred(checkpoints) as request:
-        with (
-            follow(folder, "rl", cfg.ppo.iterations, show=show) as seen,
-            Tracker(folder, step=first) as tracker,
-            saver,
-        ):
-            seen.begin(first, "begins")
-            if found:
-                graph.load(found[1], version=first)
-            try:
-                sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
-                loop(graph, queries, tokenizer, tracker, saver, cfg.ppo, request, **sizes)
-            except ActorFailed as failed:
-                raise ActorFailed(f"{failed}; the same command continues from the newest checkpoint") from failed
-        step = newest_step(checkpoints)
-        request.where = f"at iteration {step}; saved" if step else "in its first iteration"
+    with (
+        follow(folder, "rl", cfg.ppo.iterations, show=show) as seen,
+        Tracker(folder, step=first) as tracker,
+        saver,
+    ):
+        seen.begin(first, "begins")
+        graph.begin(found)
+        sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
+        loop(graph, queries, tokenizer, tracker, saver, cfg.ppo, request, **sizes)
+    if not request:
+        graph.export(folder)
 
 
 def loop(
@@ -202,7 +207,7 @@ def loop(
         watch.lap("assess")
         written = [tokenizer.written(response.answer) for response in responses]
         judged = rewards.Judged(batch, verdicts, written, said.model, cfg.max_new_tokens)
-        earned, terms = rewards.total(judged, cfg.weights)
+        earned, terms = graph.earn(judged, cfg.weights)
         per_token = token_rewards(earned, batch.logprobs, said.reference, batch.mask, kl_coef)
         number = {group: place for place, group in enumerate(dict.fromkeys(same))}
         members = torch.tensor([number[group] for group in same])

@@ -15,9 +15,16 @@ from cluster.run import read_manifest
 from conf.errors import InputError
 from moe.tasks.task import Verdict
 from moe.text.tokenizer import Tokenizer
-from rlhf.actors.reward import Scale
 from rlhf.losses import at_the_end
 from rlhf.messages import Batch
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The reward model's scores of the answers in the rankings."""
+
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,14 @@ def check(weights: Mapping[str, float]) -> None:
 
 def total(judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
     """(what PPO maximises [B, T], {"reward/<term>/mean", "/std", "/share"} of the answers: before its weight, and the
-    part of the weighed terms' sizes). Raises `InputError` naming a term that is not finite."""
+    part of the weighed terms' sizes). Raises `InputError` naming a term that is not finite, or not [B, T]."""
     parts = {name: TERMS[name](judged) for name in weights}
     earned = torch.zeros_like(judged.batch.mask)
     for name, part in parts.items():
+        if part.shape != earned.shape:
+            raise InputError(
+                f"ppo.rewards.{name}: of shape {list(part.shape)}, where {list(earned.shape)} is asked for"
+            )
         if not part.isfinite().all():
             raise InputError(f"ppo.rewards.{name}: not finite in iteration {judged.batch.version}")
         earned = earned + weights[name] * part

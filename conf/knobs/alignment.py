@@ -264,6 +264,7 @@ class Ppo:
     rollouts: int = 2  # rollout actors
     save_every: int = 5
     timeout: float = 600.0  # seconds; deadline of one remote call
+    restarts: int = 2  # times that an actor which dies, hangs or fails is started again, within an iteration
 
     def __post_init__(self) -> None:
         positive("ppo", self, "iterations", "prompts", "samples", "max_new_tokens", "epochs", "minibatches")
@@ -280,7 +281,7 @@ class Ppo:
         )
         positive("ppo", self, "accumulate")
         share("ppo", self, "gamma", "lam")
-        for name in ("replay", "replay_weight", "kl_coef", "critic_warmup"):
+        for name in ("replay", "replay_weight", "kl_coef", "critic_warmup", "restarts"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"ppo.{name}={getattr(self, name)} must not be negative")
         if not any(self.rewards.values()):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cluster import fault
 from conf.knobs.alignment import Ppo
 from conf.knobs.model import Precision
 from moe.formats import hugging_face
@@ -28,6 +29,7 @@ class Critic(Trained):
     @torch.inference_mode()
     def values(self, batch: Batch) -> Tensor:
         """[B, T]"""
+        fault.at("critic.values")
         return spread(torch.cat([token_values(self.model, part) for part in slices(batch)]), batch.mask)
 
     def update(self, batch: Batch, values: Tensor, returns: Tensor) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cluster import fault
 from conf.knobs.alignment import Advantages, Ppo
 from conf.knobs.model import Precision
 from moe.formats import hugging_face
@@ -39,7 +40,12 @@ class Learner(Trained):
 
     def weights(self) -> Weights:
         """The policy as it is, for the rollout actors."""
+        fault.at("learner.weights")
         return Weights.of(self.version, hugging_face.to_disk(self.model))
+
+    def publish(self) -> tuple[int, Weights]:
+        """(version, weights): who only asks whether they are there need not fetch them."""
+        return self.version, self.weights()
 
     def update(self, batch: Batch, advantages: Tensor, reference: Tensor) -> dict[str, float]:
         """One iteration of the policy; `advantages` and the chat model's log-probs are [B, T]. In the critic's warm-up
@@ -54,6 +60,7 @@ class Learner(Trained):
 
     def export(self, path: Path) -> None:
         """The policy as a model folder."""
+        fault.at("learner.export")
         hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True))
 
     def _objective(self, number: int) -> Objective:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cluster import fault
 from moe.formats import hugging_face
 from rlhf.forward import slices, spread, token_logprobs
 from rlhf.messages import Batch
@@ -18,4 +19,5 @@ class Reference:
     @torch.inference_mode()
     def logprobs(self, batch: Batch) -> Tensor:
         """[B, T]"""
+        fault.at("reference.logprobs")
         return spread(torch.cat([token_logprobs(self.model, part)[0] for part in slices(batch)]), batch.mask)

@@ -1,12 +1,13 @@
-"""The reward actor: what the domain's rules say of an answer, and what the reward model does. Stateless."""
+"""The reward actor: what the domain's rules say of an answer, what the reward model does, and what both come to.
+Stateless."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cluster import fault
 from conf.knobs.alignment import Tasks
 from moe.formats import hugging_face
 from moe.tasks.domain import Domain
@@ -14,16 +15,9 @@ from moe.tasks.task import Sample, Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf.forward import answer_scores, slices
 from rlhf.messages import Batch, Response
+from rlhf.rewards import Judged, Scale, total
 
 FARTHEST = 3.0  # standard deviations: beyond what the rankings held, the reward model only guesses
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The reward model's scores of the answers in the rankings."""
-
-    mean: float
-    std: float
 
 
 class Reward:
@@ -46,6 +40,7 @@ class Reward:
 
     def judge(self, queries: Sequence[Sample], responses: Sequence[Response]) -> list[Verdict]:
         """The rules' verdict on each answer."""
+        fault.at("reward.judge")
         return [
             self.domain_judge(query, self.tokenizer.decode(response.answer), response.finished)
             for query, response in zip(queries, responses, strict=True)
@@ -54,6 +49,12 @@ class Reward:
     @torch.inference_mode()
     def score(self, batch: Batch) -> Tensor:
         """The reward model's scores [B], in standard deviations of those of the rankings."""
+        fault.at("reward.score")
         assert self.model is not None and self.scale is not None, "this reward actor has no model"
         scores = torch.cat([answer_scores(self.model, part) for part in slices(batch)]).cpu()
         return ((scores - self.scale.mean) / self.scale.std).clamp(-FARTHEST, FARTHEST)
+
+    def earn(self, judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
+        """`rlhf.rewards.total`."""
+        fault.at("reward.earn")
+        return total(judged, weights)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from cluster import fault
 from moe.generation.engine import Sampling
 from moe.generation.engines import ENGINES
 from rlhf.messages import Request, Response, Weights
@@ -18,6 +19,7 @@ class Rollout:
             self.engine = ENGINES[engine](folder)
 
     def load_weights(self, weights: Weights) -> int:
+        fault.at("rollout.load_weights")
         self.engine.load_weights(weights.version, weights.named())
         return self.engine.version
 
@@ -27,8 +29,10 @@ class Rollout:
             assert request.key.version == self.engine.version, (
                 f"{request.key}: this rollout holds version {self.engine.version}"
             )
+        fault.at("rollout.generate")
         asked = [replace(sampling, seed=request.seed) for request in requests]
         answers = self.engine.generate([request.prompt for request in requests], asked)
+        fault.at("rollout.generated")
         return [
             Response(request.key, request.prompt, answer.tokens, answer.logprobs, answer.finish == "stop")
             for request, answer in zip(requests, answers, strict=True)

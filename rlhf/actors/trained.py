@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster import fault
 from conf.errors import InputError
 from conf.knobs.alignment import Ppo
 from conf.knobs.model import Precision
@@ -43,20 +44,25 @@ class Trained:
 
     def take(self) -> None:
         """Keep a copy of the state, for `write`."""
+        fault.at("trained.take")
         self._taken = checkpoint.take(self.model, self.optimizer)
 
     def write(self, folder: Path) -> None:
         """Write what `take` kept into `folder`, which is made."""
         folder.mkdir()
+        fault.at("trained.write")
         checkpoint.write(folder, self._taken)
+        fault.at("trained.written")
         self._taken = {}
 
     def load(self, folder: Path, version: int) -> int:
+        fault.at("trained.load")
         checkpoint.load(folder, self.model, self.optimizer)
         self.version = version
         return version
 
     def _begin(self, batch: Batch) -> None:
+        fault.at("trained.update")
         assert batch.version == self.version, f"update for version {batch.version}, but this is version {self.version}"
 
     def _minibatches(self, batch: Batch, columns: Columns) -> Iterator[dict[str, Tensor]]:
@@ -90,6 +96,7 @@ class Trained:
             stats[f"{name}/refused"].append(float(not taken.finite))
             if taken.finite:
                 apply(self.model, self.optimizer, rate=self.lr)
+                fault.at("trained.stepped")
                 stats[f"{name}/grad_norm"].append(taken.norm)
                 for said, value in taken.metrics.items():
                     if said.startswith(f"{name}/"):

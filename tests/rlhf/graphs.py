@@ -14,9 +14,9 @@ from conf.knobs.running import Cluster, Run
 from conf.schema import Config
 from moe.tasks.task import Source
 from moe.text.tokenizer import Tokenizer
-from rlhf.actors.reward import Scale
 from rlhf.graph import Graph, start
 from rlhf.ppo import learn
+from rlhf.rewards import Scale
 from rlhf.rollouts import Query, fitting
 from tests.rlhf import toy
 from tests.rlhf.tiny import CFG, save_chat, save_reward
@@ -93,4 +93,4 @@ class Started:
 
 def weights(graph: Graph) -> np.ndarray:
     """The policy's."""
-    return np.array(ray.get(graph.learner.weights.remote()).flat)
+    return np.array(ray.get(graph.roles["learner"].weights.remote()).flat)

@@ -16,8 +16,8 @@ from moe.generation.scoring import score
 from moe.tasks.measure import read_task_file
 from moe.text.chat import prompt_ids
 from moe.text.defaults import Defaults
-from rlhf.actors.reward import Scale
 from rlhf.closing import compared, in_deviations, nats
+from rlhf.rewards import Scale
 from tests.rlhf.graphs import Before
 from tests.rlhf.tiny import decoder
 

@@ -11,13 +11,13 @@ import torch
 from conf.errors import InputError
 from conf.knobs.alignment import Tasks
 from moe.generation.engine import Sampling
-from rlhf import graph as graph_module
+from rlhf import supervisor
 from rlhf.advantages import gae
-from rlhf.calls import ActorFailed
 from rlhf.graph import Assessed, Graph
 from rlhf.losses import at_the_end
 from rlhf.messages import Batch, Request, pad
 from rlhf.rollouts import admit
+from rlhf.supervisor import Lost
 from tests.rlhf.graphs import GRPO, PPO, Before, config, weights
 
 pytestmark = pytest.mark.ray
@@ -40,7 +40,7 @@ def learnt(graph: Graph, before: Before, iteration: int = 0) -> tuple[Batch, Ass
 
 def test_ppo_has_every_actor_and_goes_once_round(of_ppo: Graph, before: Before) -> None:
     assert list(of_ppo.roles) == ["rollout 0", "reward", "reference", "learner", "critic"]
-    assert list(of_ppo.trained) == ["learner", "critic"] and of_ppo.scored
+    assert of_ppo.trained == ["learner", "critic"] and of_ppo.scored
     first = weights(of_ppo)
     batch, said, stats = learnt(of_ppo, before)
     assert (said.reference - batch.logprobs).abs().max().item() < 1e-4
@@ -67,7 +67,7 @@ def test_answers_come_in_the_order_of_the_requests(of_ppo: Graph, before: Before
 
 def test_grpo_has_neither_critic_nor_reward_model(of_grpo: Graph, before: Before) -> None:
     assert list(of_grpo.roles) == ["rollout 0", "reward", "reference", "learner"]
-    assert of_grpo.critic is None and not of_grpo.scored and list(of_grpo.trained) == ["learner"]
+    assert not of_grpo.scored and of_grpo.trained == ["learner"]
     _, batch = answered(of_grpo, before)
     said = of_grpo.assess(batch)
     assert said.model is None and said.values is None
@@ -87,7 +87,7 @@ def test_what_was_written_continues_bit_for_bit(of_ppo: Graph, before: Before, t
 
 
 def test_too_little_room_is_told_at_once(of_ppo: Graph, before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_module, "START_WITHIN", 10.0)
+    monkeypatch.setattr(supervisor, "START_WITHIN", 10.0)
     began, there = time.monotonic(), ray.cluster_resources()["CPU"]
     with pytest.raises(InputError) as error:
         before.start(config(PPO, cpus=there))
@@ -109,8 +109,8 @@ def test_what_an_actor_refuses_at_the_start_is_told(of_ppo: Graph, before: Befor
 def test_a_learner_that_died_before_its_weights_went_out_is_blamed(ray_cluster: None, before: Before) -> None:
     graph = before.start(config(GRPO))
     try:
-        ray.kill(graph.learner)  # the rollout lives: it only never gets its weights
-        with pytest.raises(ActorFailed, match=r"^learner.weights: the actor died"):
+        ray.kill(graph.roles["learner"])  # the rollout lives: it only never gets its weights
+        with pytest.raises(Lost, match=r"^learner.publish: the actor died"):
             graph.broadcast()
     finally:
         graph.close()
@@ -129,7 +129,7 @@ PLANTED = [  # promise, file, right code, bug, test
         "rlhf/graph.py",
         "def write(folder: Path) -> None:\n",
         "def write(folder: Path) -> None:\n"
-        "            self.wait([Call(role, 'take', actor.take.remote()) for role, actor in self.trained.items()])\n",
+        "            self.supervisor.ask([Ask(role, 'take') for role in self.trained])\n",
         "test_what_was_written_continues_bit_for_bit",
     ),
     (
@@ -142,8 +142,8 @@ PLANTED = [  # promise, file, right code, bug, test
     (
         "who did not give its weights is blamed",
         "rlhf/graph.py",
-        'self.wait(calls, before=[Call("learner", "weights", weights)])',
-        "self.wait(calls)",
+        '(self._weights,) = self.supervisor.ask([Ask("learner", "publish", kept=True)])',
+        'self._weights = self.roles["learner"].weights.remote()',
         "test_a_learner_that_died_before_its_weights_went_out_is_blamed",
     ),
 ]

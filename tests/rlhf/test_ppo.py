@@ -19,13 +19,17 @@ from conf.errors import InputError
 from conf.knobs.alignment import Advantages
 from conf.knobs.model import Compute, Precision
 from conf.schema import Config
-from rlhf import rewards
 from rlhf.calls import ActorFailed
 from rlhf.graph import Graph
 from rlhf.ppo import precision
+from rlhf.rewards import Judged
 from tests.rlhf.graphs import GRPO, PPO, Before, Started, config, weights
 
 STOPS = 20
+ENDS = (
+    r"\(.+\) after [\d.]+ seconds; .+; ppo.restarts=0 does not allow another; "
+    "the same command continues from the newest checkpoint"
+)
 
 
 @pytest.mark.ray
@@ -39,17 +43,17 @@ def test_a_run_whose_learner_dies_continues_to_the_same_weights(
         "step-00000003",
         "step-00000004",
     ]
-    total = rewards.total
+    earn = Graph.earn
 
-    def dying(judged: rewards.Judged, terms: dict[str, float]) -> Any:
+    def dying(self: Graph, judged: Judged, terms: dict[str, float]) -> Any:
         if judged.batch.version == 2:
-            ray.kill(graph.learner)
-        return total(judged, terms)
+            ray.kill(self.roles["learner"])
+        return earn(self, judged, terms)
 
-    graph = before.start(cfg)
+    graph = before.start(config(replace(PPO, restarts=0)))
     try:
-        monkeypatch.setattr(rewards, "total", dying)
-        with pytest.raises(ActorFailed, match=r"^learner.\w+: the actor died .*; the same command continues from the"):
+        monkeypatch.setattr(Graph, "earn", dying)
+        with pytest.raises(ActorFailed, match=rf"^learner.\w+: the actor died {ENDS}$"):
             before.learn(graph, cfg, tmp_path / "killed")
     finally:
         graph.close()
@@ -69,17 +73,17 @@ def test_a_run_that_is_stopped_continues_to_the_same_weights(
     cfg = config(replace(PPO, save_every=2))
     before.learn(of_ppo, cfg, tmp_path / "whole")
     undisturbed = weights(of_ppo)
-    total = rewards.total
+    earn = Graph.earn
 
-    def signalled(judged: rewards.Judged, terms: dict[str, float]) -> Any:
+    def signalled(self: Graph, judged: Judged, terms: dict[str, float]) -> Any:
         if judged.batch.version == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return total(judged, terms)
+        return earn(self, judged, terms)
 
     graph = before.start(cfg)
     try:
         with monkeypatch.context() as patched, pytest.raises(Stopped) as ended, stoppable("rlhf.ppo"):
-            patched.setattr(rewards, "total", signalled)
+            patched.setattr(Graph, "earn", signalled)
             patched.setattr(stopping, "_END_WITHIN", 1e6)
             before.learn(graph, cfg, tmp_path / "stopped")
     finally:
@@ -170,7 +174,13 @@ def test_the_toys_reward_goes_up_without_a_critic(
 def test_a_reward_that_is_not_a_number_is_told_by_its_knob(
     of_grpo: Graph, before: Before, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rewards.TERMS, "length", lambda judged: judged.batch.mask * float("nan"))
+    monkeypatch.setattr(of_grpo.supervisor, "restarts", 0)
+    earn = Graph.earn
+
+    def without_end(self: Graph, judged: Judged, terms: dict[str, float]) -> Any:
+        return earn(self, replace(judged, limit=0), terms)
+
+    monkeypatch.setattr(Graph, "earn", without_end)  # the length's share of a room of no tokens
     cfg = config(replace(GRPO, rewards={"rules": 1.0, "length": 0.1}))
     with pytest.raises(InputError, match=r"^ppo.rewards.length: not finite in iteration 0$"):
         before.learn(of_grpo, cfg, tmp_path)
@@ -209,8 +219,8 @@ PLANTED = [  # promise, file, right code, bug, test
     (
         "a run continues from its newest checkpoint",
         "rlhf/ppo.py",
-        "graph.load(found[1], version=first)",
-        "pass",
+        "graph.begin(found)",
+        "graph.begin(None)",
         "test_a_run_whose_learner_dies_continues_to_the_same_weights",
     ),
     (

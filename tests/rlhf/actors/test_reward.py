@@ -11,9 +11,10 @@ from conf.knobs.alignment import Tasks
 from moe.formats import hugging_face
 from moe.tasks.task import Judge, Sample, Verdict
 from moe.text.tokenizer import Tokenizer
-from rlhf.actors.reward import Reward, Scale
+from rlhf.actors.reward import Reward
 from rlhf.forward import answer_scores
 from rlhf.messages import Key, Response, pad
+from rlhf.rewards import Scale
 from tests.rlhf.tiny import responses, save_reward
 
 QUERY = Sample(id="q", task="say", messages=[{"role": "user", "content": "?"}])

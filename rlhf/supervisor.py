@@ -1,0 +1,317 @@
+"""Keeps the actors of a graph alive: one that dies, hangs or gives what cannot be is ended and started again.
+
+One without state (rollout, reward, reference) then gets the calls that it still owes, and only those, as they were. The
+state of one that has some (learner, critic) is gone: `Lost` is raised, and `surviving` has the work done again, which
+goes on from the newest checkpoint.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from rlhf.calls import ActorFailed, reason, refused
+
+START_WITHIN = 600.0  # seconds for an actor to be there, whatever a call may take later
+_LINES, _WIDTH = 3, 200  # of an actor's log, in a message
+
+
+class Lost(ActorFailed):
+    """An actor that has state is gone, and its state with it."""
+
+
+def _fits(found: Any) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A call, as often as it is needed: the same arguments give the same result."""
+
+    actor: str
+    method: str
+    args: tuple[Any, ...] = ()
+    unfit: Callable[[Any], str] = _fits  # of the result: why it cannot be; "" where it can
+    kept: bool = (
+        False  # it gives two things; the second, which may be large, is not fetched: the result is its reference
+    )
+
+    def to(self, handle: ActorHandle) -> tuple[Any, Any]:
+        """Make the call: (the reference that says how it ended, what the result is or None if that is its value)."""
+        method = getattr(handle, self.method)
+        if self.kept:
+            said, rest = method.options(num_returns=2).remote(*self.args)
+            return said, rest
+        return method.remote(*self.args), None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an actor runs."""
+
+    node: str
+    process: int
+    born: float  # of the process: its number may be another's later
+    logs: tuple[str, ...]
+
+
+@dataclass
+class Post:
+    """A role in the graph, and the actor that has it."""
+
+    make: Callable[[], ActorHandle]
+    state: bool  # whether the actor has state that cannot be given to another
+    handle: ActorHandle | None = None
+    place: _Place | None = None
+    restarts: int = 0  # since the last iteration that was new
+    gone: str = ""  # why the actor with its state is gone
+
+
+@dataclass
+class _Open:
+    """A call that is not answered yet."""
+
+    number: int
+    ask: Ask
+    handle: ActorHandle
+    rest: Any
+    since: float
+
+
+class _Failed(Exception):
+    """A call, or a start, that came to nothing."""
+
+    def __init__(self, why: str, error: Exception | None = None) -> None:
+        super().__init__(why)
+        self.why, self.error = why, error
+
+
+class Supervisor:
+    """Of the actors in `posts`, by name.
+
+    A call has `timeout` seconds. An actor may be started again `restarts` times until `progressed` is called; `fresh`
+    gives the calls that bring a new actor without state to where the one before it was.
+    """
+
+    def __init__(
+        self,
+        posts: Mapping[str, Post],
+        *,
+        timeout: float,
+        restarts: int,
+        fresh: Callable[[str], Sequence[Ask]] = lambda _: (),
+    ) -> None:
+        self.posts, self.timeout, self.restarts, self._fresh = dict(posts), timeout, restarts, fresh
+
+    def start(self) -> None:
+        """Start every actor. Raises `InputError` for what a constructor refuses."""
+        try:
+            self._start(list(self.posts))
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, asks: Sequence[Ask]) -> list[Any]:
+        """The results, in order, whoever has to be started again for them.
+
+        Raises `Lost` for an actor with state that dies or is silent, and `ActorFailed`, or the user's own error, where
+        one without was started again too often.
+        """
+        results: dict[int, Any] = {}
+        pending: dict[Any, _Open] = {}
+
+        def issue(number: int) -> None:
+            one = asks[number]
+            handle = self._there(one.actor)
+            said, rest = one.to(handle)
+            pending[said] = _Open(number, one, handle, rest, time.monotonic())
+
+        for number in range(len(asks)):
+            issue(number)
+        while pending:
+            until = min(call.since for call in pending.values()) + self.timeout
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, until - time.monotonic()))
+            said = ready[0] if ready else min(pending, key=lambda ref: pending[ref].since)
+            call = pending.pop(said)
+            try:
+                if not ready:
+                    raise _Failed(f"no answer within ppo.timeout={self.timeout:g} seconds")
+                results[call.number] = self._result(call.ask, said, call.rest)
+            except _Failed as failed:
+                waited = f" after {time.monotonic() - call.since:.1f} seconds" if ready else ""
+                failed.why = f"{call.ask.actor}.{call.ask.method}: {failed.why}{waited}"
+                self._replace(call, failed)
+                issue(call.number)
+        return [results[number] for number in range(len(asks))]
+
+    def mend(self) -> None:
+        """Start the actors again whose state is gone; they are as they were made."""
+        for name, post in self.posts.items():
+            if post.gone:
+                self._again(name, _Failed(post.gone))
+                post.gone = ""
+
+    def renew(self, name: str) -> None:
+        """Another actor, as it was made, for one that nothing is wrong with."""
+        self._end(self.posts[name])
+        self._start([name])
+
+    def progressed(self) -> None:
+        """An iteration is done that was not before: who was started again for it may be so for the next."""
+        for post in self.posts.values():
+            post.restarts = 0
+
+    def close(self) -> None:
+        """End every actor."""
+        for post in self.posts.values():
+            self._end(post)
+
+    def _there(self, name: str) -> ActorHandle:
+        post = self.posts[name]
+        if post.handle is None:
+            raise Lost(post.gone or f"{name}: ended")
+        return post.handle
+
+    def _result(self, ask: Ask, said: Any, rest: Any) -> Any:
+        """What a call that is answered gave."""
+        try:
+            found = ray.get(said)
+        except RayError as error:
+            raise _Failed(reason(error), error) from error
+        if why := ask.unfit(found):
+            raise _Failed(why)
+        return rest if ask.kept else found
+
+    def _replace(self, call: _Open, failed: _Failed) -> None:
+        """See to it that the call can be made again."""
+        post = self.posts[call.ask.actor]
+        if post.state:
+            if failed.error is not None and (theirs := refused(failed.error)):
+                raise theirs from failed.error
+            if isinstance(failed.error, RayTaskError):  # what it raised once it would raise again
+                raise failed.error
+            if post.handle is call.handle:
+                post.gone = f"{failed.why}; {_last_lines(post.place)}"
+                self._end(post)
+            raise Lost(post.gone or failed.why) from failed.error
+        if post.handle is call.handle:  # else another of its calls has seen to it
+            self._again(call.ask.actor, failed)
+
+    def _again(self, name: str, failed: _Failed) -> None:
+        """Another actor for one that failed. Raises what it failed with where that happened too often."""
+        post = self.posts[name]
+        while True:
+            told = failed.why if post.gone else f"{failed.why}; {_last_lines(post.place)}"
+            self._end(post)
+            if post.restarts >= self.restarts:
+                theirs = refused(failed.error) if failed.error else None
+                raise theirs or ActorFailed(f"{told}; ppo.restarts={self.restarts} does not allow another") from (
+                    failed.error
+                )
+            post.restarts += 1
+            count = f"{post.restarts} of ppo.restarts={self.restarts}"
+            print(f"{told}; it is started again ({count})", file=sys.stderr, flush=True)
+            try:
+                self._make([name])
+                self._settle(name, time.monotonic() + START_WITHIN)
+                return
+            except _Failed as another:
+                failed = another
+
+    def _start(self, names: Sequence[str]) -> None:
+        self._make(names)
+        until = time.monotonic() + START_WITHIN
+        for name in names:
+            try:
+                self._settle(name, until)
+            except _Failed as failed:
+                self._again(name, failed)
+
+    def _make(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.posts[name].handle, self.posts[name].place = self.posts[name].make(), None
+
+    def _settle(self, name: str, until: float) -> None:
+        """Wait for a new actor, and bring it to where the one before it was."""
+        post = self.posts[name]
+        assert post.handle is not None
+        first = Ask(name, "__ray_call__", (_whereabouts,))
+        for ask, within in [(first, until - time.monotonic()), *((each, self.timeout) for each in self._fresh(name))]:
+            title = f"{name}.start" if ask is first else f"{name}.{ask.method}"
+            said, rest = ask.to(post.handle)
+            if not ray.wait([said], timeout=max(0.0, within))[0]:
+                raise _Failed(f"{title}: no answer within {within:.0f} seconds")
+            try:
+                found = self._result(ask, said, rest)
+            except _Failed as failed:
+                if failed.error is not None and ask is first and (theirs := refused(failed.error)):
+                    raise theirs from failed.error
+                failed.why = f"{title}: {failed.why}"
+                raise
+            if ask is first:
+                post.place = found
+
+    def _end(self, post: Post) -> None:
+        """End the actor, a stopped one too."""
+        if post.handle is not None:
+            ray.kill(post.handle)
+            if post.place is not None and post.place.node == ray.get_runtime_context().get_node_id():
+                _kill(post.place)
+        post.handle = None
+
+
+def surviving(work: Callable[[], None], *, ended: Callable[[], bool] = lambda: False) -> None:
+    """Do `work`, which goes on from the newest checkpoint, again as often as an actor with state is lost in it, unless
+    it is to have `ended` by then."""
+    while True:
+        try:
+            return work()
+        except Lost:
+            if ended():  # how often is for `Supervisor.mend` to say
+                return
+        except ActorFailed as failed:
+            raise ActorFailed(f"{failed}; the same command continues from the newest checkpoint") from failed
+
+
+def _whereabouts(actor: Any) -> _Place:
+    """Called inside the actor."""
+    logs = []
+    for stream in (1, 2):
+        try:
+            logs.append(os.readlink(f"/proc/self/fd/{stream}"))
+        except OSError:  # a system without /proc
+            continue
+    node = ray.get_runtime_context().get_node_id()
+    return _Place(node, os.getpid(), psutil.Process().create_time(), tuple(logs))
+
+
+def _last_lines(place: _Place | None) -> str:
+    """What the actor logged last, or where its log lies when that is another machine."""
+    if place is None or not place.logs:
+        return "no log of it"
+    lines: list[str] = []
+    for path in place.logs:
+        try:
+            text = Path(path).read_text("utf-8", errors="replace")
+        except OSError:
+            return f"its log is {path} on its node"
+        lines += [line.strip()[:_WIDTH] for line in text.splitlines() if line.strip() and not line.startswith(":")]
+    return f"its last log lines: {' | '.join(lines[-_LINES:])}" if lines else "it has logged nothing"
+
+
+def _kill(place: _Place) -> None:
+    """Ray asks an actor to end, which one that is stopped does not hear."""
+    try:
+        if psutil.Process(place.process).create_time() == place.born:
+            os.kill(place.process, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        pass
