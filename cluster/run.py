@@ -51,7 +51,7 @@ JOBS = {  # stage: the module whose job makes it
     "report": "cluster.report",
 }
 CHATTING = ("rl", "hfft", "cohft", "chat")  # stages that write a chat model, the best first
-_UNSEALED = (CHECKPOINTS, METRICS, INTENT, "wandb")  # not the stage's output
+_UNSEALED = (CHECKPOINTS, METRICS, INTENT, "wandb", "iterations")  # not the stage's output
 _ELSE = {  # (stage, one that it reads): what to do instead of making that
     ("tasks", "corpus"): "; or give sft.files=[...]",
     ("chat", "base"): "; or begin with a model that is there: parent.model=<folder or .gguf>",

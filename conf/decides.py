@@ -77,8 +77,10 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
         "critic_lr clip value_clip gamma lam kl_coef kl_in grad_clip critic_warmup replay replay_tasks replay_weight",
         _LASTS: "iterations",
         _ROUNDS: "rollouts",  # the same answers, but what is decoded together moves the last bit of their log-probs
-        _FREE: "save_every timeout restarts",
+        _FREE: "save_every timeout restarts keep_samples keep_samples_mb",
     },
+    "inspect": {_FREE: "step queries query"},
+    "replay": {_FREE: "step"},
     "evaluate": {
         _MEASURES: "prompts rows max_new_tokens temperature top_p",
         _FREE: "model suites files tasks out timeout",

@@ -34,6 +34,8 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "trainers.prune": "prune evaluate run",
     "rlhf.rank": "rank judge parent tasks cluster run",
     "rlhf.ppo": "ppo parent compute checkpoints evaluate tasks pipeline cluster tracker run sweep",
+    "rlhf.inspect": "inspect run",
+    "rlhf.replay": "replay run cluster",
     "rlhf.compare": "evaluate tasks pipeline cluster tracker run",
     "moe.convert": "convert parent run",
     "moe.plan": "plan gpu model parent compute optim pretrain tokens tokenizer serve cluster",

@@ -7,7 +7,7 @@ One tree serves every job. A field is documented beside it, in `conf/knobs`; a v
 from dataclasses import dataclass, field
 
 from conf.errors import InputError
-from conf.knobs.alignment import Cohft, Hfft, Judge, Ppo, Rank, Reward, Tasks
+from conf.knobs.alignment import Cohft, Hfft, Inspect, Judge, Ppo, Rank, Replay, Reward, Tasks
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
 from conf.knobs.text import Corpus, Tokenizer, Tokens
@@ -40,6 +40,8 @@ class Config:
     hfft: Hfft = field(default_factory=Hfft)
     cohft: Cohft = field(default_factory=Cohft)
     ppo: Ppo = field(default_factory=Ppo.left_open)
+    inspect: Inspect = field(default_factory=Inspect)
+    replay: Replay = field(default_factory=Replay)
     evaluate: Evaluate = field(default_factory=Evaluate)
     prune: Prune = field(default_factory=Prune)
     serve: Serve = field(default_factory=Serve)

@@ -1,7 +1,6 @@
 """The PPO graph on Ray: its actors by role, started as the algorithm needs them, and what is asked of them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -22,29 +21,23 @@ from rlhf.actors.learner import Learner
 from rlhf.actors.reference import Reference
 from rlhf.actors.reward import Reward
 from rlhf.actors.rollout import Rollout
-from rlhf.messages import Batch, Request, Response
+from rlhf.messages import Assessed, Batch, Request, Response
 from rlhf.rewards import Judged, Scale
 from rlhf.supervisor import Ask, Post, Supervisor
 
 LESS = "ppo.rollouts, cluster.cpus_per_worker or cluster.gpus_per_worker"  # knobs that lower what is asked for
 
 
-@dataclass(frozen=True)
-class Assessed:
-    """What the models say of the answers that are learnt from."""
-
-    reference: Tensor  # [B, T] the chat model's log-probs
-    model: Tensor | None  # [B] the reward model's scores
-    values: Tensor | None  # [B, T] the critic's
-
-
 class Graph:
     """What is asked of the actors in `posts`; `rlhf.supervisor` sees to it that it is answered."""
 
-    def __init__(self, posts: dict[str, Post], *, scored: bool, timeout: float, restarts: int) -> None:
-        """`scored`: whether the reward actor has a reward model."""
+    def __init__(
+        self, posts: dict[str, Post], *, scored: bool, timeout: float, restarts: int, origin: Mapping[str, str]
+    ) -> None:
+        """`scored`: whether the reward actor has a reward model; `origin`: the stages whose models policy and critic
+        begin as."""
         self.supervisor = Supervisor(posts, timeout=timeout, restarts=restarts, fresh=self._fresh)
-        self.scored = scored
+        self.scored, self.origin = scored, dict(origin)
         self.rollouts = [name for name in posts if name.startswith("rollout ")]
         self._weights: Any = None  # a reference to what the rollout actors hold
         self._done = -1  # the furthest iteration that was learnt
@@ -83,10 +76,10 @@ class Graph:
         (scores,) = self.supervisor.ask([_scores(batch, batch)])
         return scores
 
-    def earn(self, judged: Judged, weights: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
+    def earn(self, judged: Judged, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
         """`rlhf.rewards.total`, on the reward actor: a term may be anybody's code."""
         (earned,) = self.supervisor.ask([Ask("reward", "earn", (judged, weights))])
-        return earned[0], earned[1]
+        return earned[0], earned[1], earned[2]
 
     def assess(self, batch: Batch, model: Tensor | None = None) -> Assessed:
         """All models at once; the reward model only where its scores are not there already."""
@@ -186,7 +179,8 @@ def start(
     }
     if critic:
         posts["critic"] = post(Critic, reward or chat, *trained, device, state=True)
-    return Graph(posts, scored=reward is not None, timeout=cfg.ppo.timeout, restarts=cfg.ppo.restarts)
+    origin = {"policy": chat.name, "critic": (reward or chat).name if critic else ""}
+    return Graph(posts, scored=reward is not None, timeout=cfg.ppo.timeout, restarts=cfg.ppo.restarts, origin=origin)
 
 
 def _scores(batch: Batch, given: Any) -> Ask:
@@ -206,7 +200,7 @@ def _no_scores(count: int, scores: Tensor) -> str:
     return f"{bad} of {count} scores are not finite" if bad else ""
 
 
-def _no_verdicts(responses: Sequence[Response], verdicts: Sequence[Verdict]) -> str:
+def _no_verdicts(responses: Sequence[Response], verdicts: Sequence[Any]) -> str:
     if len(verdicts) != len(responses):
         return f"{len(verdicts)} verdicts for {len(responses)} answers"
     for response, verdict in zip(responses, verdicts, strict=True):

@@ -67,6 +67,15 @@ class Batch:
         return Batch(self.version, *(part[index, :width] for part in parts))
 
 
+@dataclass(frozen=True)
+class Assessed:
+    """What the models say of the answers that are learnt from."""
+
+    reference: Tensor  # [B, T] the chat model's log-probs
+    model: Tensor | None  # [B] the reward model's scores
+    values: Tensor | None  # [B, T] the critic's
+
+
 def pad(responses: Sequence[Response]) -> Batch:
     """Rows in the order of the responses. All must come from one policy version."""
     versions = {response.key.version for response in responses}

@@ -35,12 +35,13 @@ from moe.tasks.task import Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf import closing as measured
 from rlhf import rewards
+from rlhf.actors.rehearsal import tasks_of
 from rlhf.advantages import ADVANTAGES
 from rlhf.graph import Graph, start
 from rlhf.losses import token_rewards
 from rlhf.messages import Response, pad
-from rlhf.replay import tasks_of
-from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics, to_look_at
+from rlhf.record import FOLDER, Answered, Recorder
+from rlhf.reporting import Stopwatch, answer_metrics, hacked, learning_metrics, to_look_at
 from rlhf.rollouts import Query, admit, fitting, groups
 from rlhf.selection import widest
 from rlhf.supervisor import surviving
@@ -151,6 +152,8 @@ def attempt(
         attempt=os.urandom(6).hex(),
         deadline=cfg.ppo.timeout,
     )
+    about = {"seed": cfg.run.seed, "precision": precision(cfg).value, "threads": cfg.cluster.threads or 1}
+    recorder = Recorder(folder / FOLDER, cfg.ppo, about | graph.origin)
     with (
         follow(folder, "rl", cfg.ppo.iterations, show=show) as seen,
         Tracker(folder, step=first) as tracker,
@@ -159,7 +162,7 @@ def attempt(
         seen.begin(first, "begins")
         graph.begin(found)
         sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
-        loop(graph, queries, tokenizer, tracker, saver, cfg.ppo, request, **sizes)
+        loop(graph, queries, tokenizer, tracker, saver, recorder, cfg.ppo, request, **sizes)
     if not request:
         graph.export(folder)
 
@@ -170,6 +173,7 @@ def loop(
     tokenizer: Tokenizer,
     tracker: Tracker,
     saver: Saver,
+    recorder: Recorder,
     cfg: Ppo,
     request: Request,
     *,
@@ -197,6 +201,7 @@ def loop(
         watch.lap("gen")
         verdicts = graph.judge(asked, responses)
         texts = [tokenizer.decode(response.answer) for response in responses]
+        every = Answered(asked, responses, verdicts, texts)
         stats, shown = answer_metrics(verdicts, responses, texts), to_look_at(asked, texts, verdicts, samples)
         same = groups(requests, cfg)
         kept = widest(same, worth(graph, responses, verdicts, cfg), cfg.keep)
@@ -207,16 +212,18 @@ def loop(
         watch.lap("assess")
         written = [tokenizer.written(response.answer) for response in responses]
         judged = rewards.Judged(batch, verdicts, written, said.model, cfg.max_new_tokens)
-        earned, terms = graph.earn(judged, cfg.weights)
+        earned, terms, told = graph.earn(judged, cfg.weights)
         per_token = token_rewards(earned, batch.logprobs, said.reference, batch.mask, kl_coef)
         number = {group: place for place, group in enumerate(dict.fromkeys(same))}
         members = torch.tensor([number[group] for group in same])
         advantages, returns = ADVANTAGES[cfg.advantages](per_token, said.values, batch.mask, members, cfg)
         watch.lap("adv")
-        stats |= graph.update(batch, advantages, returns, said) | terms
+        stats |= graph.update(batch, advantages, returns, said) | told
         watch.lap("update")
         stats |= learning_metrics(batch, earned, said.reference, per_token)
-        tracker.log(stats | watch.times(int(batch.segments.sum())), iteration + 1, samples=shown)
+        alarms = hacked(responses, earned.sum(1), by_length="length" in cfg.weights)
+        recorder.write(iteration + 1, every, kept, batch, said, advantages, returns, terms)
+        tracker.log(stats | alarms | watch.times(int(batch.segments.sum())), iteration + 1, samples=shown)
 
 
 def worth(graph: Graph, responses: Sequence[Response], verdicts: Sequence[Verdict], cfg: Ppo) -> list[float]:

@@ -24,8 +24,8 @@ from moe.generation.engine import Sampling
 from moe.tasks.domain import Domain
 from moe.tasks.measure import read_task_file
 from moe.text.tokenizer import Tokenizer
+from rlhf.actors.calls import pooled
 from rlhf.actors.rollout import Rollout
-from rlhf.calls import pooled
 from rlhf.judges import ai, rules
 from rlhf.judges.agreement import agreement
 from rlhf.judges.opinions import Asked, Opinion, placed, together

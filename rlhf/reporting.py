@@ -2,12 +2,19 @@
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from moe.tasks.measure import measures
 from moe.tasks.task import Sample, Verdict
 from rlhf.messages import Batch, Response
+
+_FEW = 16  # answers of which nothing is said
+_PAIRS, _REPEATED = 8, 0.5  # pairs of neighbouring tokens that an answer must have; the share that was there before
+_ORDERED, _LONGER = 0.95, 1.5  # rank correlation of length and reward; the longest answer in shortest ones
+_NAMED = 5  # samples in a text
 
 
 class Stopwatch:
@@ -66,3 +73,50 @@ def learning_metrics(batch: Batch, earned: Tensor, reference: Tensor, rewards: T
         "rl/kl": float(((batch.logprobs - reference) * batch.mask).sum(1).mean()),
         "critic/rewards/mean": float(rewards.sum(1).mean()),
     }
+
+
+def hacked(responses: Sequence[Response], earned: Tensor, *, by_length: bool = False) -> dict[str, str]:
+    """{"rl/alarm/<what>": text naming samples} where what the answers `earned` [B] says that the reward is paid for
+    repetition or for length, not for what is meant; `by_length`: length is meant to be paid."""
+    if len(responses) < _FEW or not float(earned.std()) > 0:
+        return {}
+    order = earned.argsort(descending=True, stable=True).tolist()
+    best, others = order[: len(order) // 2], order[len(order) // 2 :]
+    found = {}
+    hollow = {place for place in order if _repeated(responses[place].answer) >= _REPEATED}
+    paid, unpaid = [place for place in best if place in hollow], [place for place in others if place in hollow]
+    if len(paid) >= len(best) / 2 and len(paid) > 2 * len(unpaid):
+        found["rl/alarm/repetition"] = (
+            f"{len(paid)} of the {len(best)} best paid answers repeat themselves, of the others {len(unpaid)}: "
+            f"{_names(responses, paid)}"
+        )
+    lengths = torch.tensor([float(len(response.answer)) for response in responses])
+    ordered = _spearman(lengths, earned)
+    if not by_length and abs(ordered) >= _ORDERED and float(lengths.max()) >= _LONGER * float(lengths.min()):
+        found["rl/alarm/length"] = (
+            f"the {'longer' if ordered > 0 else 'shorter'} an answer, the more it earned (rank correlation "
+            f"{ordered:+.2f}): {_names(responses, best)}"
+        )
+    return found
+
+
+def _repeated(ids: Sequence[int]) -> float:
+    """The share of pairs of neighbours that were there before; 0 of an answer too short to say."""
+    pairs = list(pairwise(ids))
+    return 1 - len(set(pairs)) / len(pairs) if len(pairs) >= _PAIRS else 0.0
+
+
+def _spearman(one: Tensor, other: Tensor) -> float:
+    """The rank correlation; equal values share their mean rank."""
+    ranks = [
+        (values.unsqueeze(1) > values).sum(1) + 0.5 * (values.unsqueeze(1) == values).sum(1) for values in (one, other)
+    ]
+    centred = [rank.double() - rank.double().mean() for rank in ranks]
+    sizes = centred[0].norm() * centred[1].norm()
+    return float(centred[0] @ centred[1] / sizes) if sizes > 0 else 0.0
+
+
+def _names(responses: Sequence[Response], places: Sequence[int]) -> str:
+    """'q3/1, q7/0, ...'"""
+    named = [f"{responses[place].key.query}/{responses[place].key.sample}" for place in places[:_NAMED]]
+    return ", ".join(named + ["..."] * (len(places) > _NAMED))

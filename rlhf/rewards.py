@@ -76,9 +76,10 @@ def check(weights: Mapping[str, float]) -> None:
             raise InputError(f"ppo.rewards.{name}: no such term; there are {', '.join(TERMS)}")
 
 
-def total(judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
-    """(what PPO maximises [B, T], {"reward/<term>/mean", "/std", "/share"} of the answers: before its weight, and the
-    part of the weighed terms' sizes). Raises `InputError` naming a term that is not finite, or not [B, T]."""
+def total(judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    """(what PPO maximises [B, T], each term summed over an answer [B], {"reward/<term>/mean", "/std", "/share"} of the
+    answers: the terms before their weight, the share the part of the weighed terms' sizes). Raises `InputError` naming
+    a term that is not finite, or not [B, T]."""
     parts = {name: TERMS[name](judged) for name in weights}
     earned = torch.zeros_like(judged.batch.mask)
     for name, part in parts.items():
@@ -97,7 +98,7 @@ def total(judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[st
         said[f"reward/{name}/mean"] = float(of.mean())
         said[f"reward/{name}/std"] = float(of.std(correction=0))
         said[f"reward/{name}/share"] = abs(sizes[name]) / whole
-    return earned, said
+    return earned, sums, said
 
 
 def scored_by(folder: Path, tokenizer: Tokenizer) -> tuple[Path, Scale]:

@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from rlhf.calls import ActorFailed, reason, refused
+from rlhf.actors.calls import ActorFailed, reason, refused
 
 START_WITHIN = 600.0  # seconds for an actor to be there, whatever a call may take later
 _LINES, _WIDTH = 3, 200  # of an actor's log, in a message
@@ -157,7 +157,7 @@ class Supervisor:
         """Start the actors again whose state is gone; they are as they were made."""
         for name, post in self.posts.items():
             if post.gone:
-                self._again(name, _Failed(post.gone))
+                self._again(name, _Failed(post.gone), told=post.gone)
                 post.gone = ""
 
     def renew(self, name: str) -> None:
@@ -177,8 +177,10 @@ class Supervisor:
 
     def _there(self, name: str) -> ActorHandle:
         post = self.posts[name]
+        if post.gone:
+            raise Lost(post.gone)
         if post.handle is None:
-            raise Lost(post.gone or f"{name}: ended")
+            raise ActorFailed(f"{name}: it was ended")
         return post.handle
 
     def _result(self, ask: Ask, said: Any, rest: Any) -> Any:
@@ -204,13 +206,12 @@ class Supervisor:
                 self._end(post)
             raise Lost(post.gone or failed.why) from failed.error
         if post.handle is call.handle:  # else another of its calls has seen to it
-            self._again(call.ask.actor, failed)
+            self._again(call.ask.actor, failed, told=f"{failed.why}; {_last_lines(post.place)}")
 
-    def _again(self, name: str, failed: _Failed) -> None:
+    def _again(self, name: str, failed: _Failed, told: str) -> None:
         """Another actor for one that failed. Raises what it failed with where that happened too often."""
         post = self.posts[name]
         while True:
-            told = failed.why if post.gone else f"{failed.why}; {_last_lines(post.place)}"
             self._end(post)
             if post.restarts >= self.restarts:
                 theirs = refused(failed.error) if failed.error else None
@@ -225,7 +226,7 @@ class Supervisor:
                 self._settle(name, time.monotonic() + START_WITHIN)
                 return
             except _Failed as another:
-                failed = another
+                failed, told = another, f"{another.why}; {_last_lines(post.place)}"
 
     def _start(self, names: Sequence[str]) -> None:
         self._make(names)
@@ -234,7 +235,7 @@ class Supervisor:
             try:
                 self._settle(name, until)
             except _Failed as failed:
-                self._again(name, failed)
+                self._again(name, failed, told=f"{failed.why}; {_last_lines(self.posts[name].place)}")
 
     def _make(self, names: Sequence[str]) -> None:
         for name in names:

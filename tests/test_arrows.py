@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers.loop": {"conf", "moe", "cluster", "trainers.rows", "trainers.loop"},
     "rlhf": {"conf", "moe", "cluster", "rlhf"},
     "rlhf.actors": {"conf", "moe", "rlhf.actors", "rlhf.forward", "rlhf.losses", "rlhf.messages", "rlhf.objectives"}
-    | {"rlhf.replay", "rlhf.rewards", "cluster.fault"},
+    | {"rlhf.rewards", "cluster.fault"},
     "rlhf.judges": {"conf", "moe", "cluster", "rlhf.judges"},
     "rlhf.graph": {"conf", "moe", "cluster.room", "rlhf.actors", "rlhf.messages", "rlhf.rewards", "rlhf.supervisor"},
     "serving": {"conf", "moe", "cluster", "serving"},

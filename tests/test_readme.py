@@ -115,6 +115,8 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "python -m trainers.cohft": Small(
         "preset=test run.name=demo cohft.steps=2 cohft.eval_every=2", "runs/demo/cohft/model.safetensors"
     ),
+    "python -m rlhf.inspect": Small("run.name=demo inspect.step=2", "runs/demo/rl/iterations"),
+    "python -m rlhf.replay": Small("run.name=demo replay.step=2", "runs/demo/rl/iterations"),
     "python -m rlhf.compare": Small("preset=test run.name=demo", "runs/demo/compared/comparison.json"),
     "python -m trainers.twin": Small(f"preset=test run.name=demo {FEW_STEPS}", "runs/demo/twin/model.safetensors"),
 }

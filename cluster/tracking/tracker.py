@@ -17,7 +17,7 @@ from typing import Any, Self
 from cluster.storage import write_file
 
 FILE = "metrics.jsonl"
-_ALARM = re.compile(r"moe/\d+/alarm/\w+")
+_ALARM = re.compile(r"(moe/\d+|rl)/alarm/\w+")
 
 
 def to_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -264,6 +264,8 @@ class Ppo:
     rollouts: int = 2  # rollout actors
     save_every: int = 5
     timeout: float = 600.0  # seconds; deadline of one remote call
+    keep_samples: int = 100  # iterations whose samples are kept in rl/iterations, the newest; 0: none
+    keep_samples_mb: float = 500.0  # as far as they take so much room
     restarts: int = 2  # times that an actor which dies, hangs or fails is started again, within an iteration
 
     def __post_init__(self) -> None:
@@ -278,10 +280,11 @@ class Ppo:
             "rollouts",
             "save_every",
             "timeout",
+            "keep_samples_mb",
         )
         positive("ppo", self, "accumulate")
         share("ppo", self, "gamma", "lam")
-        for name in ("replay", "replay_weight", "kl_coef", "critic_warmup", "restarts"):
+        for name in ("replay", "replay_weight", "kl_coef", "critic_warmup", "restarts", "keep_samples"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"ppo.{name}={getattr(self, name)} must not be negative")
         if not any(self.rewards.values()):
@@ -321,6 +324,25 @@ class Ppo:
     def weights(self) -> dict[str, float]:
         """The terms of the reward that count."""
         return {name: weight for name, weight in self.rewards.items() if weight}
+
+
+@dataclass(kw_only=True)
+class Inspect:
+    """`rlhf.inspect`: an iteration of the stage rl to look at."""
+
+    step: int = 0  # as metrics.jsonl counts; 0: the newest
+    queries: int = 4  # so many of them, with every answer
+    query: str = ""  # or the one of this id
+
+    def __post_init__(self) -> None:
+        positive("inspect", self, "queries")
+
+
+@dataclass(kw_only=True)
+class Replay:
+    """`rlhf.replay`: an update of the stage rl to make again."""
+
+    step: int = 0  # as metrics.jsonl counts; 0: the newest
 
 
 PARENT_LR = 3e-6, 1e-5  # of policy and critic: what TRL's and verl's recipes give models that are trained already

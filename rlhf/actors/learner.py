@@ -16,11 +16,11 @@ from moe.formats import hugging_face
 from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import Objective
+from rlhf.actors.rehearsal import Replay
 from rlhf.actors.trained import Columns, Trained
 from rlhf.forward import token_logprobs
 from rlhf.messages import Batch, Weights
 from rlhf.objectives import policy_objective
-from rlhf.replay import Replay
 
 
 class Learner(Trained):

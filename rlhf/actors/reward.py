@@ -54,7 +54,7 @@ class Reward:
         scores = torch.cat([answer_scores(self.model, part) for part in slices(batch)]).cpu()
         return ((scores - self.scale.mean) / self.scale.std).clamp(-FARTHEST, FARTHEST)
 
-    def earn(self, judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, float]]:
+    def earn(self, judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
         """`rlhf.rewards.total`."""
         fault.at("reward.earn")
         return total(judged, weights)

@@ -13,9 +13,9 @@ from conf.knobs.alignment import Tasks
 from moe.generation.engine import Sampling
 from rlhf import supervisor
 from rlhf.advantages import gae
-from rlhf.graph import Assessed, Graph
+from rlhf.graph import Graph
 from rlhf.losses import at_the_end
-from rlhf.messages import Batch, Request, pad
+from rlhf.messages import Assessed, Batch, Request, pad
 from rlhf.rollouts import admit
 from rlhf.supervisor import Lost
 from tests.rlhf.graphs import GRPO, PPO, Before, config, weights

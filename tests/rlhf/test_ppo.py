@@ -19,7 +19,7 @@ from conf.errors import InputError
 from conf.knobs.alignment import Advantages
 from conf.knobs.model import Compute, Precision
 from conf.schema import Config
-from rlhf.calls import ActorFailed
+from rlhf.actors.calls import ActorFailed
 from rlhf.graph import Graph
 from rlhf.ppo import precision
 from rlhf.rewards import Judged

@@ -1,91 +1,68 @@
-"""Which samples are learnt again."""
+"""An update that is made again, alone, gives the numbers that the run logged."""
 
-import json
-from pathlib import Path
+import shutil
 
 import pytest
-import torch
 
 from conf.errors import InputError
-from conf.knobs.text import Tokenizer as Settings
-from moe.text.tokenizer import Tokenizer
-from rlhf.replay import Replay, tasks_of
+from conf.schema import Config
+from rlhf.graph import Graph
+from rlhf.replay import main
+from tests.rlhf.graphs import GRPO, PPO, Before, config
 
-SAID = {"form": ["五言绝句"], "talk": ["春眠", "不觉晓"]}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["春眠不觉晓，处处闻啼鸟。"], Settings(vocab_size=512, min_frequency=1))
+pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    lines = [
-        {
-            "id": f"{task}-{number}",
-            "task": task,
-            "messages": [{"role": "user", "content": task}, {"role": "assistant", "content": text}],
-        }
-        for task, texts in SAID.items()
-        for number, text in enumerate(texts)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    return tmp_path / "train.jsonl"
+def told(before: Before, cfg: Config, step: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    cfg.run.dir, cfg.run.name, cfg.replay.step = str(before.chat.parent.parent), before.chat.parent.name, step
+    main(cfg)
+    return capsys.readouterr().out.splitlines()
 
 
-def answers(replay: Replay, tokenizer: Tokenizer, number: int, count: int) -> list[str]:
-    drawn = replay.draw(number, count)
-    return [tokenizer.decode(row[mask.bool()].tolist()) for row, mask in zip(drawn.tokens, drawn.mask, strict=True)]
+def test_every_update_of_a_run_is_made_again_to_the_bit(
+    of_ppo: Graph, before: Before, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, cfg = before.chat.parent / "rl", config(PPO)
+    try:
+        before.learn(of_ppo, cfg, folder)
+        checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+        assert checkpoints == ["step-00000003", "step-00000004"]
+        last = told(before, Config(), 0, capsys)  # the knobs of the run are in the record
+        assert last[-1] == "step 4: all 12 numbers are the same, to the bit"
+        names = {line.split()[0] for line in last[:-1]}
+        assert {"actor/pg_loss", "actor/grad_norm", "critic/vf_loss", "critic/grad_norm"} < names
+        third = told(before, Config(), 3, capsys)
+        assert third[:2] == ["step 1 leads there", "step 2 leads there"]
+        assert third[-1] == "step 3: all 12 numbers are the same, to the bit"
+        shutil.rmtree(folder / "checkpoints")  # as a stage that is done
+        assert told(before, Config(), 1, capsys)[-1] == "step 1: all 12 numbers are the same, to the bit"
+        (folder / "iterations" / "step-00000002.parquet").unlink()
+        with pytest.raises(
+            InputError, match=r"^replay.step=4: from the state at 0 it takes steps 1-4, and .+ step 2; "
+        ):
+            told(before, Config(), 4, capsys)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_tasks_come_by_turns_and_a_draw_hangs_on_seed_and_number(file: Path, tokenizer: Tokenizer) -> None:
-    replay = Replay(file, tokenizer, seed=3)
-    for number in range(4):
-        drawn = answers(replay, tokenizer, number, 4)
-        assert drawn[::2] == SAID["form"] * 2 and set(drawn[1::2]) <= set(SAID["talk"])
-        assert torch.equal(replay.draw(number, 4).tokens, Replay(file, tokenizer, seed=3).draw(number, 4).tokens)
-    odd = [answers(replay, tokenizer, number, 1)[0] for number in range(8)]  # one at a time: the turns go on
-    assert odd[::2] == SAID["form"] * 4 and set(odd[1::2]) == set(SAID["talk"])
-    many = [tuple(answers(Replay(file, tokenizer, seed=seed), tokenizer, 0, 16)) for seed in range(3)]
-    assert len(set(many)) == 3
+def test_an_update_without_a_critic_is_made_again(
+    of_grpo: Graph, before: Before, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = before.chat.parent / "rl"
+    try:
+        before.learn(of_grpo, config(GRPO), folder)
+        lines = told(before, Config(), 2, capsys)
+        assert lines[-1].startswith("step 2: all ") and not any(line.startswith("critic/") for line in lines)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_only_the_answer_and_its_end_are_learnt(file: Path, tokenizer: Tokenizer) -> None:
-    drawn = Replay(file, tokenizer, seed=0, tasks=["form"]).draw(0, 1)
-    learnt = drawn.tokens[0][drawn.mask[0].bool()].tolist()
-    assert learnt == [*tokenizer.encode("五言绝句"), tokenizer.im_end]
-    assert drawn.logprobs.abs().max() == 0.0
-    assert tokenizer.decode(drawn.tokens[0][~drawn.mask[0].bool()].tolist()).startswith("user\nform")
-
-
-def test_a_task_that_the_file_lacks_is_named(file: Path) -> None:
-    assert [samples[0].task for samples in tasks_of(file, ["talk"])] == ["talk"]
-    assert [len(samples) for samples in tasks_of(file, [])] == [1, 2]
-    with pytest.raises(InputError, match=rf"^ppo.replay_tasks=song: {file} has none; there are form, talk$"):
-        tasks_of(file, ["form", "song"])
-
-
-PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+PLANTED = [  # promise, file, right code, bug, test
     (
-        "tasks are replayed by turns",
+        "an update is made again from the state before it",
         "rlhf/replay.py",
-        "self._tasks[(number * count + turn) % len(self._tasks)]",
-        "self._tasks[turn % len(self._tasks)]",
-        "test_tasks_come_by_turns_and_a_draw_hangs_on_seed_and_number",
-    ),
-    (
-        "the end of a replayed answer is learnt",
-        "rlhf/replay.py",
-        '(answer,) = answer_ids(self._tokenizer, messages[:-1], [messages[-1]["content"]])',
-        'answer = answer_ids(self._tokenizer, messages[:-1], [messages[-1]["content"]])[0][:-1]',
-        "test_only_the_answer_and_its_end_are_learnt",
-    ),
-    (
-        "a replayed task with a typo is named",
-        "rlhf/replay.py",
-        "if name not in by_task:",
-        "if not by_task:",
-        "test_a_task_that_the_file_lacks_is_named",
+        "    for number in range(first + 1, step):\n        print",
+        "    for number in range(first + 1, step - 1):\n        print",
+        "test_every_update_of_a_run_is_made_again_to_the_bit",
     ),
 ]

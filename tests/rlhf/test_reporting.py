@@ -7,7 +7,7 @@ import torch
 
 from moe.tasks.task import Sample, Verdict
 from rlhf.messages import Key, Response, pad
-from rlhf.reporting import Stopwatch, answer_metrics, learning_metrics, to_look_at
+from rlhf.reporting import Stopwatch, answer_metrics, hacked, learning_metrics, to_look_at
 
 RESPONSES = [
     Response(Key(0, "q", 0, version=0), [5, 6], [7, 8, 9], [-1.0, -2.0, -3.0], True),
@@ -62,6 +62,40 @@ def test_laps_add_up_to_the_step() -> None:
     assert told["perf/throughput"] == pytest.approx(100 / told["timing_s/step"])
 
 
+def paid(answers: list[list[int]], earned: list[float], **knobs: bool) -> dict[str, str]:
+    made = [Response(Key(3, f"q{n // 2}", n % 2, 3), [5], ids, [0.0] * len(ids), True) for n, ids in enumerate(answers)]
+    return hacked(made, torch.tensor(earned), **knobs)
+
+
+VARIED = [[(7 * n + 3 * at * at) % 97 for at in range(12 + n % 5)] for n in range(16)]
+
+
+def test_a_reward_that_pays_repetition_is_told_with_its_samples() -> None:
+    earned = [n / 16 for n in range(16)]
+    again = [*VARIED[:9], *([[4, 5] * 9] * 7)]  # of the eight best paid, all but the ninth answer
+    assert paid(again, earned) == {
+        "rl/alarm/repetition": "7 of the 8 best paid answers repeat themselves, of the others 0: q7/1, q7/0, q6/1, "
+        "q6/0, q5/1, ..."
+    }
+    assert paid(again, earned[::-1]) == {}  # where it costs, nothing is hacked
+    assert paid([[4, 5] * 9] * 16, earned) == {}  # where all do it, it is not what is paid
+    assert paid(VARIED, earned) == {} and paid(again[:14], earned[:14]) == {} and paid(again, [1.0] * 16) == {}
+
+
+def test_a_reward_that_pays_length_is_told_with_its_samples() -> None:
+    growing = [[(7 * n + 3 * at * at) % 97 for at in range(5 + n)] for n in range(16)]
+    earned = [float(len(answer)) for answer in growing]
+    assert paid(growing, earned) == {
+        "rl/alarm/length": "the longer an answer, the more it earned (rank correlation +1.00): q7/1, q7/0, q6/1, q6/0, "
+        "q5/1, ..."
+    }
+    assert paid(growing, [-value for value in earned])["rl/alarm/length"].startswith("the shorter an answer, the more")
+    assert paid(growing, earned, by_length=True) == {}
+    assert paid(growing, [value % 7 for value in earned]) == {}
+    same = [[n, *range(20, 30 + n % 2)] for n in range(16)]  # hardly a difference in length
+    assert paid(same, [float(len(answer)) for answer in same]) == {}
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the KL that is told is of answers' tokens alone",
@@ -83,5 +117,12 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "[*firsts, *rest][:count]",
         "range(len(asked))[:count]",
         "test_answers_to_look_at_are_of_as_many_queries_as_there_are",
+    ),
+    (
+        "a reward that pays repetition raises an alarm",
+        "rlhf/reporting.py",
+        "if len(paid) >= len(best) / 2 and",
+        "if len(paid) > len(best) and",
+        "test_a_reward_that_pays_repetition_is_told_with_its_samples",
     ),
 ]

@@ -55,7 +55,12 @@ def test_length_is_the_room_that_is_left() -> None:
 
 
 def test_the_total_is_the_weighed_sum_and_each_term_is_told() -> None:
-    earned, said = rewards.total(JUDGED, {"model": 0.5, "rules": 2.0, "length": -1.0})
+    earned, sums, said = rewards.total(JUDGED, {"model": 0.5, "rules": 2.0, "length": -1.0})
+    assert {name: each.tolist() for name, each in sums.items()} == {
+        "model": [2.0, -1.0],
+        "rules": [1.0, -0.5],
+        "length": [0.25, 0.5],
+    }
     assert earned[0].tolist() == pytest.approx([0, 0, 0, 2 * 0.25, 0.5 * 2 + 2 * 0.75 - 0.25])
     assert earned[1].tolist() == pytest.approx([0, 0, 0.5 * -1 + 2 * -0.5 - 0.5, 0, 0])
     # sizes: model .5 * (2 + 1) / 2 = .75, rules 2 * (1 + .5) / 2 = 1.5, length 1 * (.25 + .5) / 2 = .375
@@ -75,14 +80,14 @@ def test_the_total_is_the_weighed_sum_and_each_term_is_told() -> None:
 
 
 def test_only_terms_with_a_weight_are_computed() -> None:
-    earned, said = rewards.total(replace(JUDGED, model=None), {"rules": 1.0})
+    earned, _, said = rewards.total(replace(JUDGED, model=None), {"rules": 1.0})
     assert torch.equal(earned, rewards.rules(JUDGED)) and said["reward/rules/share"] == 1.0
     assert not any(name.startswith("reward/model") for name in said)
 
 
 def test_nothing_earned_has_no_share() -> None:
     silent = replace(JUDGED, verdicts=[Verdict({}, 0.0)] * 2)
-    assert rewards.total(silent, {"rules": 1.0})[1]["reward/rules/share"] == 0.0
+    assert rewards.total(silent, {"rules": 1.0})[2]["reward/rules/share"] == 0.0
 
 
 def test_a_term_that_there_is_none_of_is_named() -> None:

@@ -9,11 +9,11 @@ import pytest
 import ray
 
 from conf.errors import InputError
-from rlhf.calls import ActorFailed
+from rlhf.actors.calls import ActorFailed
 from rlhf.supervisor import Ask, Lost, Post, Supervisor, surviving
 from tests.rlhf.workers import put
 
-pytestmark = pytest.mark.ray
+pytestmark, SLOW = pytest.mark.ray, pytest.mark.slow
 Started = Callable[..., Supervisor]
 
 
@@ -46,7 +46,7 @@ def test_results_come_in_the_order_of_the_calls(started: Started) -> None:
     assert isinstance(kept, ray.ObjectRef) and ray.get(kept) == "a large thing"
 
 
-@pytest.mark.parametrize("action", ["die", "stop", "raise", "answer"])
+@pytest.mark.parametrize("action", ["die", *(pytest.param(each, marks=SLOW) for each in ("stop", "raise", "answer"))])
 def test_another_takes_the_place_of_one_that_fails_and_does_only_what_is_missing(
     started: Started, tmp_path: Path, capfd: pytest.CaptureFixture[str], action: str
 ) -> None:
@@ -68,6 +68,7 @@ def test_another_takes_the_place_of_one_that_fails_and_does_only_what_is_missing
     assert told[action] in said and f"about to {action}; it is started again (1 of ppo.restarts=2)" in said
 
 
+@pytest.mark.slow
 def test_a_dead_actor_is_seen_at_once_though_another_is_silent(started: Started, tmp_path: Path) -> None:
     supervisor = started("a", "b", timeout=60)
     began = time.monotonic()
@@ -87,6 +88,7 @@ def test_who_is_started_again_too_often_is_named_with_its_last_lines(started: St
     assert not isinstance(failed.value, Lost)
 
 
+@pytest.mark.slow
 def test_who_made_progress_may_fail_again(started: Started, tmp_path: Path) -> None:
     supervisor = started("a", restarts=1)
     assert supervisor.ask([Ask("a", "once", (tmp_path / "1", "die"))]) == ["done"]
@@ -96,6 +98,7 @@ def test_who_made_progress_may_fail_again(started: Started, tmp_path: Path) -> N
         supervisor.ask([Ask("a", "once", (tmp_path / "3", "die"))])
 
 
+@pytest.mark.slow
 def test_what_always_fails_is_told_after_others_tried(started: Started) -> None:
     supervisor = started("a", restarts=1)
     with pytest.raises(ActorFailed, match=r"^a.fail: KeyError: 'a bug' \(workers.py:\d+\) after "):
@@ -122,8 +125,10 @@ def test_an_actor_with_state_is_lost_and_only_mended_when_asked(started: Started
     assert supervisor.ask([Ask("a", "held")]) == [0]
 
 
+@pytest.mark.slow
 def test_work_is_done_again_until_it_is_done(started: Started, tmp_path: Path) -> None:
-    supervisor, tries = started("a", state=True, restarts=1), []
+    supervisor = started("a", state=True, restarts=1)
+    tries: list[int] = []
 
     def work() -> None:
         supervisor.mend()

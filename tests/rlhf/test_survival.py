@@ -1,6 +1,6 @@
 """Any actor dies, stops or fails at any time: the run goes on by itself and ends, to the bit, as if nothing had been.
 
-`SURVIVE=all` in the environment adds the large set: 30 kills and 10 stops.
+`SURVIVE=30:10` in the environment adds the large set, of 30 kills and 10 stops; `SURVIVE=30:10:7` throws other dice.
 """
 
 import os
@@ -22,27 +22,29 @@ from cluster import fault
 from conf.knobs.alignment import Tasks
 from moe.generation.engine import Sampling
 from moe.tasks.task import Sample
+from rlhf.actors.calls import ActorFailed
 from rlhf.actors.reward import Reward
-from rlhf.calls import ActorFailed
 from rlhf.graph import Graph
 from rlhf.messages import Key, Request, Response
 from rlhf.supervisor import Post
 from tests.rlhf import moody, toy
-from tests.rlhf.graphs import PPO, Before, config, weights
+from tests.rlhf.graphs import PPO, Before, Started, config, weights
 from tests.rlhf.test_ppo import told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-CFG = replace(PPO, rollouts=2, save_every=2, timeout=15.0, restarts=3)
+CFG = replace(PPO, rollouts=2, save_every=2, timeout=10.0, restarts=3)
 AGAIN = "; it is started again ("
-KILLS = {  # where an actor dies, and how often it has been there then
-    "rollout 0": "rollout.generated:2:kill",
-    "rollout 1": "rollout.load_weights:3:kill",
-    "reward": "reward.earn:2:kill",
-    "reference": "reference.logprobs:3:kill",
-    "learner": "trained.stepped:6:kill",
-    "critic": "trained.written:1:kill",
+FAULTS = {  # in one run, where an actor is hurt, and how often it has been there then
+    "kills": {
+        "rollout 0": "rollout.generated:2:kill",
+        "rollout 1": "rollout.load_weights:3:kill",
+        "reward": "reward.earn:2:kill",
+        "reference": "reference.logprobs:3:kill",
+        "learner": "trained.stepped:10:kill",  # in the middle of the third iteration's update
+    },
+    "ends": {"critic": "trained.written:2:kill", "learner": "learner.export:1:kill"},  # of the last checkpoint; of all
+    "stops": {"rollout 1": "rollout.generate:2:stop", "critic": "trained.update:4:stop"},
 }
-STOPS = {"rollout 1": "rollout.generate:2:stop", "critic": "trained.update:4:stop"}
 
 
 @dataclass
@@ -51,6 +53,13 @@ class Watched:
 
     graph: Graph
     answers: dict[int, list[tuple[Key, list[int], list[float]]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, started: Started) -> "Watched":
+        """As it began, whatever became of it."""
+        started.graph.begin((0, started.state))
+        started.graph.supervisor.progressed()
+        return cls(started.graph)
 
     def learn(self, before: Before, folder: Path) -> None:
         rollout = Graph.rollout
@@ -92,34 +101,34 @@ class End:
 
 
 @pytest.fixture(scope="module")
-def graph(ray_cluster: None, before: Before) -> Iterator[Graph]:
+def started(ray_cluster: None, before: Before, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     graph = before.start(config(CFG))
     with closing(graph):
-        yield graph
+        yield Started.of(graph, tmp_path_factory.mktemp("start") / "state")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(graph: Graph, before: Before, tmp_path_factory: pytest.TempPathFactory) -> End:
-    folder, watched = tmp_path_factory.mktemp("whole"), Watched(graph)
+def undisturbed(started: Started, before: Before, tmp_path_factory: pytest.TempPathFactory) -> End:
+    folder, watched = tmp_path_factory.mktemp("whole"), Watched.of(started)
     watched.learn(before, folder)
     assert len(watched.answers) == CFG.iterations
     return End.of(watched, folder)
 
 
-@pytest.mark.parametrize("faults", [KILLS, STOPS], ids=["kills", "stops"])
+@pytest.mark.parametrize("kind", FAULTS)
 def test_the_run_goes_on_by_itself_to_the_same_end(
-    graph: Graph,
+    started: Started,
     before: Before,
     undisturbed: End,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    faults: dict[str, str],
+    kind: str,
 ) -> None:
-    watched = Watched(graph)
-    watched.armed(faults)
+    watched = Watched.of(started)
+    watched.armed(FAULTS[kind])
     watched.learn(before, tmp_path)
     said = [line for line in capfd.readouterr().err.splitlines() if AGAIN in line]
-    assert sorted(line.split(".")[0] for line in said) == sorted(faults), "\n".join(said)
+    assert {line.split(".")[0] for line in said} >= set(FAULTS[kind]), "\n".join(said)
     undisturbed.assert_same(End.of(watched, tmp_path))
 
 
@@ -133,15 +142,16 @@ POINTS = {  # every point at which each role can be hurt
 }
 
 
-@pytest.mark.skipif(os.environ.get("SURVIVE") != "all", reason="a quarter of an hour: SURVIVE=all runs it")
-def test_thirty_kills_and_ten_stops(
-    graph: Graph, before: Before, undisturbed: End, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.skipif(not os.environ.get("SURVIVE"), reason="ten minutes: SURVIVE=30:10 runs it")
+def test_many_kills_and_stops(
+    started: Started, before: Before, undisturbed: End, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two actors of each run are hurt: at named points, and where the kind is "any" at a random time."""
-    dice, hurt, run = random.Random(5), {"kill": 0, "stop": 0, "any": 0}, 0
-    wanted = {"kill": 24, "stop": 10, "any": 6}
+    kills, stops, *seed = map(int, os.environ["SURVIVE"].split(":"))
+    dice, hurt, run = random.Random(*seed or [5]), {"kill": 0, "stop": 0, "any": 0}, 0
+    wanted = {"kill": kills - kills // 5, "stop": stops, "any": kills // 5}
     while any(hurt[kind] < count for kind, count in wanted.items()):
-        watched, folder, run = Watched(graph), tmp_path / str(run), run + 1
+        watched, folder, run = Watched.of(started), tmp_path / str(run), run + 1
         kinds = [kind for kind, count in wanted.items() for _ in range(count - hurt[kind])]
         chosen = dict(zip(dice.sample(sorted(POINTS), 2), dice.sample(kinds, min(2, len(kinds))), strict=False))
         faults = {
@@ -151,7 +161,7 @@ def test_thirty_kills_and_ten_stops(
         }
         watched.armed(faults)
         timers = [
-            threading.Timer(dice.uniform(0.1, 3.0), _kill, (graph, name))
+            threading.Timer(dice.uniform(0.1, 3.0), _kill, (started.graph, name))
             for name, kind in chosen.items()
             if kind == "any"
         ]
@@ -164,8 +174,8 @@ def test_thirty_kills_and_ten_stops(
         for name, kind in chosen.items():
             hurt[kind] += name in said
         undisturbed.assert_same(End.of(watched, folder))
-    lost = duplicated = 0  # what `assert_same` has compared, key by key
-    print(f"{run} runs: {hurt}, samples lost {lost}, duplicated {duplicated}")
+    with capfd.disabled():  # lost and twice: 0, for `assert_same` has compared the answers of all runs key by key
+        print(f"{run} runs to the same end: {hurt}, {run * CFG.iterations * CFG.prompts * CFG.samples} samples")
 
 
 def _kill(graph: Graph, name: str) -> None:
@@ -183,7 +193,7 @@ class Judged:
         tasks = Tasks(domain="tests.rlhf.moody")
         options = {"num_cpus": 0.2, "max_restarts": 0}
         make = partial(ray.remote(Reward).options(**options).remote, folder, tasks, before.chat, 1)
-        self.graph = Graph({"reward": Post(make, False)}, scored=False, timeout=timeout, restarts=restarts)
+        self.graph = Graph({"reward": Post(make, False)}, scored=False, timeout=timeout, restarts=restarts, origin={})
         self.folder = folder
         self.queries = [
             Sample(id=f"prompts-{n}", task="say", messages=[{"role": "user", "content": "春"}]) for n in range(4)

@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from conf.errors import InputError
-from rlhf.calls import ActorFailed, pooled, reason, refused
+from rlhf.actors.calls import ActorFailed, pooled, reason, refused
 from tests.rlhf.workers import put
 
 pytestmark = pytest.mark.ray
@@ -83,14 +83,14 @@ def test_a_pools_late_actor_is_named_and_a_dead_one(workers: list[ActorHandle]) 
 PLANTED = [  # promise, file, right code, bug, test
     (
         "what a constructor refuses is the user's error",
-        "rlhf/calls.py",
+        "rlhf/actors/calls.py",
         "return InputError(told[1].strip()) if told else None",
         "return None",
         "test_what_a_constructor_refuses_is_the_users",
     ),
     (
         "a pool does every job",
-        "rlhf/calls.py",
+        "rlhf/actors/calls.py",
         "free.append(name)",
         "pass",
         "test_a_pool_gives_the_results_of_all_jobs",
