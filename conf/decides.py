@@ -47,7 +47,8 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "gpu": {_FREE: "memory tflops bandwidth mfu"},
     "plan": {_FREE: "detail"},
     "corpus": {
-        _DECIDES: "files txt template keep max_documents max_bad_fraction max_line_bytes val_fraction test_fraction",
+        _DECIDES: "files txt template keep max_documents max_bad_fraction max_line_bytes val_fraction test_fraction "
+        "steps limits pii near",
     },
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},
     "tokens": {_DECIDES: "row_length rows_per_shard", _FREE: "actors"},

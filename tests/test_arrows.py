@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "moe.tasks": {"conf", "moe.tasks"},
     "trainers": {"conf", "moe", "cluster", "trainers"},
     "trainers.files": {"conf", "moe.text", "moe.tasks", "cluster", "trainers.files"},
+    "trainers.clean": {"conf", "cluster", "trainers.files", "trainers.clean"},
     "trainers.rows": {"conf", "moe", "cluster", "trainers.files", "trainers.rows"},
     "trainers.loop": {"conf", "moe", "cluster", "trainers.rows", "trainers.loop"},
     "rlhf": {"conf", "moe", "cluster", "rlhf"},
@@ -51,6 +52,7 @@ MAY_NOT_LOAD = {
     "moe.tasks": {"torch"},
     "moe.text": {"torch"},
     "trainers.files": {"torch", "ray"},
+    "trainers.clean": {"torch", "ray"},
     **{f"trainers.rows.{name}": {"torch"} for name in ("rows", "packing", "mixture", "feed")},
 }
 

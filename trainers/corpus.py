@@ -1,40 +1,46 @@
-"""Raw text to clean documents: read, normalise, drop duplicates, split into train, val and test."""
+"""Raw text to clean documents: read, normalise, take the steps, drop copies, split into train, val and test."""
 
 from conf.entry import early, job
 
 early(__name__)
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
+from cluster.agreement import CHECKPOINTS
 from cluster.connect import connect
+from cluster.progress import counter
 from cluster.room import check_room
 from cluster.run import open_stage
+from cluster.storage import read_json, write_json
 from conf.errors import InputError
-from conf.knobs.text import Corpus, Txt
+from conf.knobs.running import Cluster
+from conf.knobs.text import Corpus
 from conf.schema import Config
-from trainers.files.damage import repaired
-from trainers.files.documents import SPLITS, clean, fields, identity, renderer, share_of, split_of
-from trainers.files.readers import BadRecord, absolute, digest, expand, parse, read_sources, unchanged
-from trainers.files.rejects import rejects_in
+from trainers.clean import copies, gather, shards
+from trainers.clean.copies import Shards, Spread
+from trainers.clean.shards import Part
+from trainers.clean.steps import Named, chain, versions
+from trainers.files.documents import SPLITS, renderer
+from trainers.files.readers import absolute, digest, expand, unchanged
+from trainers.files.rejects import Rejects, rejects_in
 
-TASKS = 1024  # of reading, at most: a task for each of a million small files would cost more than they do
-SOURCES_PER_BLOCK = 4096
-BYTES_PER_BLOCK = 8 * 2**20
-ROWS_PER_FILE = 50_000
 WHOLLY_BAD = 100_000  # records of which none is good: it is not worth to read a terabyte of them
+TASKS = 1024  # of reading, at most
+TOLD = ("read", "kept", "duplicates", "empty", "rejected", "repaired", "removed", "near_duplicates")
 
 
 def check(cfg: Config) -> None:
-    """Raise `InputError` for what cannot be read."""
+    """Raise `InputError` for what cannot be read, and for a step that is not there."""
     renderer(cfg.corpus.template)
+    chain(cfg.corpus)
     expand(cfg.corpus.files)
 
 
@@ -44,199 +50,186 @@ def main(cfg: Config) -> dict[str, Any]:
     check(cfg)
     files = expand(cfg.corpus.files, told=print)
     sources = {path: digest(path) for path in files}
-    settings = {"corpus": cfg.corpus, "sources": sources}
+    settings = {"corpus": cfg.corpus, "sources": sources, "steps": versions(cfg.corpus)}
     with open_stage(cfg, "corpus", reads=[], settings=settings) as stage:
         if stage.done:
             return stage.metrics
         connect(cfg.cluster)
         check_room(cfg.cluster, [{"CPU": cfg.cluster.cpus_per_worker}], "stage corpus", less="cluster.cpus_per_worker")
-        metrics = collect(read(files, cfg), stage.folder, cfg.corpus, cfg.run.seed)
+        folder = stage.folder / CHECKPOINTS / "shards"
+        folder.mkdir(parents=True, exist_ok=True)
+        made = make_shards(shards.parts(files, [absolute(path) for path in files]), cfg, folder)
+        metrics = collect(made, folder, stage.folder, cfg.corpus, on_workers(cfg.cluster, folder))
         unchanged(sources)
         return stage.finish(metrics)
 
 
-def read(files: list[str], cfg: Config) -> Iterator[dict[str, Any]]:
-    """Every record of `files`, in their order: file, line, offset, text, record, or the reason why there is no text."""
+def collect(
+    made: Iterable[Mapping[str, Any]], folder: Path, target: Path, cfg: Corpus, spread: Spread
+) -> dict[str, Any]:
+    """Make the corpus in `target` of the working shards in `folder`, whose counts come in order; its metrics.
 
-    items = [{"file": path, "path": absolute(path)} for path in files]
-    resources = {"num_cpus": cfg.cluster.cpus_per_worker}
-    given = {
-        "limit": cfg.corpus.max_line_bytes,
-        "needed": fields(cfg.corpus.template),
-        "txt": cfg.corpus.txt,
-        "keep": cfg.corpus.keep,
-    }
+    A file that cannot be read, or not to its end, counts as one bad record. Raises `InputError` for more bad records
+    than `max_bad_fraction`, and for a split that would be empty.
+    """
+    limit = _Limit(cfg.max_documents)
+    there = Shards(folder, [], [], 0)
+    passed = 0
+    with rejects_in(target, "corpus.max_bad_fraction", cfg.max_bad_fraction) as rejects:
+        for counts in made:
+            rows = limit.rows(folder, counts)
+            _set_aside(folder, counts, rows, rejects)
+            there.names.append(counts["name"])
+            there.firsts.append(there.end)
+            there = Shards(folder, there.names, there.firsts, there.end + rows)
+            passed += counts["passed"]
+            if limit.reached:
+                break
+    gone = copies.find(there, passed, cfg.near, spread) if passed else copies.NONE
+    shards.save(folder / "gone.npy", gone)
+    totals = gather.gather(there, cfg, target, spread)
+    names = [*TOLD, *(f"{split}_{what}" for split in SPLITS for what in ("documents", "characters"))]
+    return {name: totals[name] for name in names}
+
+
+class _Limit:
+    """Where `max_documents` ends the corpus: after the record that gives the last of so many different documents."""
+
+    def __init__(self, documents: int) -> None:
+        self.reached = False
+        self._documents, self._seen = documents, set[bytes]()
+
+    def rows(self, folder: Path, counts: Mapping[str, Any]) -> int:
+        """How many of a shard's rows count."""
+        if not self._documents:
+            return int(counts["rows"])
+        for row, found in enumerate(shards.read(folder, counts["name"], ["digest"])["digest"].to_pylist()):
+            if found is not None:
+                self._seen.add(found)
+            if len(self._seen) == self._documents:
+                self.reached = True
+                return row + 1
+        return int(counts["rows"])
+
+
+def _set_aside(folder: Path, counts: Mapping[str, Any], rows: int, rejects: Rejects) -> None:
+    """Count the first `rows` of a shard, and write down the bad ones among them."""
+    if not counts["bad"]:
+        rejects.read += rows
+        return
+    columns = ["file", "line", "offset", "reason", "whole_file"]
+    for row in shards.read(folder, counts["name"], columns).slice(0, rows).to_pylist():
+        if row["whole_file"]:
+            rejects.unreadable(row["file"], InputError(row["reason"]))
+            continue
+        rejects.read += 1
+        if row["reason"]:
+            rejects.add(row["file"], row["line"], row["offset"], row["reason"])
+            if rejects.bad == rejects.read == WHOLLY_BAD:
+                rejects.check()
+
+
+def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[dict[str, Any]]:
+    """The counts of every working shard in order. One task reads a part, others clean its blocks side by side; a shard
+    that is there already is not made again."""
+    given = {"cfg": cfg.corpus, "folder": str(folder)}
+    cpus = cfg.cluster.cpus_per_worker
+    items = [{"part": json.dumps(asdict(part))} for part in parts]
     data = ray.data.from_items(items, override_num_blocks=min(len(items), TASKS))
     data.context.execution_options.preserve_order = True
-    data = data.map_batches(_load, batch_size=1, fn_kwargs=given, **resources)
-    # batch_size=None: a block as it was read, so that the blocks of one file are cleaned side by side
-    clean = {
-        "batch_size": None,
-        "batch_format": "pyarrow",
-        "fn_kwargs": {"template": cfg.corpus.template, "keep": cfg.corpus.keep},
-    }
-    data = data.map_batches(_clean, **clean, **resources)
-    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch.to_pylist()
+    data.context.target_max_block_size = 2**20  # else blocks would be put together until they are 128 MiB
+    # Half of what cleaning asks for: Ray would make one task of the two where they ask for the same.
+    data = data.map_batches(_load, batch_size=1, fn_kwargs=given, num_cpus=cpus / 2)
+    given["seed"] = cfg.run.seed
+    data = data.map_batches(_make, batch_size=1, batch_format="pyarrow", fn_kwargs=given, num_cpus=cpus)
+    with counter("corpus", len(parts)) as bar:
+        records = 0
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for told in batch.to_pylist():
+                counts = json.loads(told["counts"])
+                records += counts["rows"]
+                bar.update(told["number"], records=records)
+                yield counts
+        bar.update(len(parts), records=records)
 
 
-def collect(records: Iterator[dict[str, Any]], folder: Path, cfg: Corpus, seed: int) -> dict[str, Any]:
-    """Write the documents among `records` into `folder`, each text once, and the bad ones to rejects.jsonl.
-
-    A file that cannot be read, or not to its end, counts as one bad record. Returns the stage's metrics. Raises
-    `InputError` for more bad records than `max_bad_fraction`, and for a split that would be empty.
-    """
-
-    for leftover in folder.glob("*.parquet"):
-        leftover.unlink()
-    counts: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    writers = {split: _Writer(folder, split) for split in SPLITS}
-    with rejects_in(folder, "corpus.max_bad_fraction", cfg.max_bad_fraction) as rejects:
-        for number, row in enumerate(records):
-            if row["whole_file"]:
-                rejects.unreadable(row["file"], InputError(row["reason"]))
-                continue
-            rejects.read += 1
-            if row["reason"]:
-                rejects.add(row["file"], row["line"], row["offset"], row["reason"])
-                if rejects.bad == rejects.read == WHOLLY_BAD:
-                    rejects.check()
-            elif not row["text"]:
-                counts["empty"] += 1
-            elif (digest := identity(row["text"])) in seen:
-                counts["duplicates"] += 1
-            else:
-                seen.add(digest)
-                split = split_of(row["text"], cfg, seed)
-                writers[split].add({"id": number, "text": row["text"], "record": row["record"]})
-                counts["kept"] += 1
-                counts["repaired"] += row["repaired"]
-                counts[f"{split}_documents"] += 1
-                counts[f"{split}_characters"] += len(row["text"])
-                if counts["kept"] == cfg.max_documents:
-                    break
-    fill(writers, counts, cfg, seed)
-    for writer in writers.values():
-        writer.close()
-    counts["read"], counts["rejected"] = rejects.read, rejects.bad
-    _check(counts, cfg)
-    names = ["read", "kept", "duplicates", "empty", "rejected", "repaired"]
-    names += [f"{split}_{what}" for split in SPLITS for what in ("documents", "characters")]
-    return {name: counts[name] for name in names}
-
-
-def fill(writers: Mapping[str, "_Writer"], counts: Counter[str], cfg: Corpus, seed: int) -> None:
-    """Give each split that a small corpus leaves empty a document of the largest, the one whose hash is the nearest
-    to it; train comes before val, and val before test. What has been written to the disk stays where it is."""
-    wanted = {"train": 1.0, "val": cfg.val_fraction, "test": cfg.test_fraction}
-    for split in [name for name, share in wanted.items() if share and not counts[f"{name}_documents"]]:
-        largest = max(writers, key=lambda name: counts[f"{name}_documents"])
-        if counts[f"{largest}_documents"] < 2 or writers[largest].written:
+def _load(batch: dict[str, Any], cfg: Corpus, folder: str) -> Iterator[pa.Table]:
+    """The blocks of a part, each as one row that no task cuts; of one whose shard is there the name alone."""
+    part = Part(**json.loads(str(batch["part"][0])))
+    end = Path(folder) / part.end
+    if end.exists():
+        names = [part.shard(number) for number in range(read_json(end)["blocks"])]
+        if all((Path(folder) / f"{name}.json").exists() for name in names):
+            for name in names:
+                yield _row(part, name, b"")
             return
-        pick = max if split == "train" else min  # test has the lowest shares, then val
-        row = pick(writers[largest].rows, key=lambda row: share_of(row["text"], seed))
-        writers[largest].rows.remove(row)
-        writers[split].add(row)
-        for name, by in ((largest, -1), (split, 1)):
-            counts[f"{name}_documents"] += by
-            counts[f"{name}_characters"] += by * len(row["text"])
-        print(f"corpus: {counts['kept']} documents left the {split} split empty; one of the {largest} split is in it")
+    number = -1
+    for number, table in enumerate(shards.blocks(part, cfg)):
+        name = part.shard(number)
+        there = (Path(folder) / f"{name}.json").exists()
+        yield _row(part, name, b"" if there else _packed(table))
+    write_json(end, {"blocks": number + 1})
 
 
-def _check(counts: Counter[str], cfg: Corpus) -> None:
-    read, kept = counts["read"], counts["kept"]
-    if not kept:
-        raise InputError(f"corpus.files={cfg.files}: none of the {read} records has any text")
-    # two documents are one to train on and one to validate; nothing hangs on the test split
-    few = kept == 2 and cfg.val_fraction > 0
-    for split, share in (("val", cfg.val_fraction), ("test", cfg.test_fraction * (not few)), ("train", 1.0)):
-        if share and not counts[f"{split}_documents"]:
-            knob = f"corpus.{split}_fraction={share}" if split != "train" else f"corpus.val_fraction={cfg.val_fraction}"
-            raise InputError(
-                f"{knob} leaves the {split} split of {kept} documents empty; give more text or another share"
-            )
+def _row(part: Part, name: str, content: bytes) -> pa.Table:
+    return pa.table(
+        {
+            "number": [part.number],
+            "name": [name],
+            "content": pa.array([content], pa.large_binary()),
+        }
+    )
 
 
-class _Writer:
-    """Parquet files of one split, each of at most ROWS_PER_FILE documents."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._split, self.written = folder, split, 0
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if len(self.rows) == ROWS_PER_FILE:
-            self.close()
-
-    def close(self) -> None:
-
-        if self.rows:
-            schema = pa.schema({"id": pa.int64(), "text": pa.string(), "record": pa.string()})
-            path = self._folder / f"{self._split}-{self.written:05d}.parquet"
-            pq.write_table(pa.Table.from_pylist(self.rows, schema), path, compression="zstd")
-            self.written += 1
-            self.rows = []
+def _packed(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())
 
 
-def _load(
-    batch: dict[str, Any], limit: int, needed: list[str], txt: Txt = Txt.file, keep: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """Blocks of a file's records as bytes. Runs on a worker; one that cannot be read ends in a row saying so."""
-
-    file = str(batch["file"][0])
-    rows: list[tuple[int, int, bytes, str, bool]] = []
-    size = 0
-    try:
-        path, knob = str(batch["path"][0]), "corpus.max_line_bytes"
-        for source in read_sources(path, limit, needed, txt, keep=keep and [*keep, *needed], knob=knob):
-            rows.append((source.line, source.offset, source.content, source.reason, False))
-            size += len(source.content)
-            if len(rows) == SOURCES_PER_BLOCK or size >= BYTES_PER_BLOCK:
-                yield _block(file, rows)
-                rows, size = [], 0
-    except InputError as error:
-        rows.append((0, 0, b"", str(error).replace(str(batch["path"][0]), file), True))
-    if rows:
-        yield _block(file, rows)
-
-
-def _block(file: str, rows: list[tuple[int, int, bytes, str, bool]]) -> "pa.Table":
-
-    names = ("line", "offset", "content", "reason", "whole_file")
-    kinds = (pa.int64(), pa.int64(), pa.binary(), pa.string(), pa.bool_())
-    columns = {
-        name: pa.array(values, kind) for name, kind, values in zip(names, kinds, zip(*rows, strict=True), strict=True)
-    }
-    return pa.table({"file": pa.array([file] * len(rows)), **columns})
-
-
-def _clean(batch: "pa.Table", template: str, keep: Sequence[str] = ()) -> "pa.Table":
-    """Contents to text and record, or to a reason. Runs on a worker."""
-
-    render = renderer(template)
-    kept_fields = {*keep, *fields(template)}
-    texts, records, reasons, mended = [], [], [], []
+def _make(batch: pa.Table, cfg: Corpus, folder: str, seed: int) -> pa.Table:
+    """The shard of a block, unless it is there; its counts."""
+    told = []
     for row in batch.to_pylist():
-        text, kept, reason, whole = "", "", row["reason"], True
-        if not reason:
-            try:
-                given = parse(row["file"], row["content"])
-                if keep:
-                    given = {name: value for name, value in given.items() if name in kept_fields}
-                record = {name: repaired(value) if isinstance(value, str) else value for name, value in given.items()}
-                text, kept, whole = clean(render(record)), json.dumps(record, ensure_ascii=False), record == given
-            except BadRecord as error:
-                reason = str(error)
-        texts.append(text)
-        records.append(kept)
-        reasons.append(reason)
-        mended.append(not whole)
-    places = {name: batch[name] for name in ("file", "line", "offset", "whole_file")}
-    new = {"text": texts, "record": records, "reason": reasons}
-    texts_of = {name: pa.array(values, pa.string()) for name, values in new.items()}
-    return pa.table({**places, **texts_of, "repaired": pa.array(mended, pa.bool_())})
+        if row["content"]:
+            table = pa.ipc.open_stream(row["content"]).read_all()
+            counts = shards.make(Path(folder), row["name"], table, cfg, _steps(cfg), seed)
+        else:
+            counts = read_json(Path(folder) / f"{row['name']}.json")
+        told.append(json.dumps(counts))
+    return pa.table({"number": batch["number"], "counts": told})
+
+
+_chains: dict[str, list[Named]] = {}  # of this worker
+
+
+def _steps(cfg: Corpus) -> list[Named]:
+    known = repr(cfg)
+    if known not in _chains:
+        _chains[known] = chain(cfg)
+    return _chains[known]
+
+
+def on_workers(cluster: Cluster, folder: Path) -> Spread:
+    """Runs tasks on the cluster's workers, a few more than it has room for, and gives what they return in order."""
+
+    def spread(work: copies.Work, common: Mapping[str, Any], items: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+        remote = ray.remote(num_cpus=cluster.cpus_per_worker)(_with)
+        shared, pending = ray.put(dict(common)), deque[Any]()
+        room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1.0) / cluster.cpus_per_worker))
+        for item in items:
+            if len(pending) == room:
+                yield ray.get(pending.popleft())
+            pending.append(remote.remote(work, folder, shared, dict(item)))
+        while pending:
+            yield ray.get(pending.popleft())
+
+    return spread
+
+
+def _with(work: copies.Work, folder: Path, common: Mapping[str, Any], item: Mapping[str, Any]) -> Any:
+    return work(folder, {**common, **item})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isfinite
 
 from conf.errors import InputError
 from conf.knobs.checks import positive, share
@@ -14,7 +15,7 @@ class Txt(Enum):
 
 @dataclass(kw_only=True)
 class Corpus:
-    """Raw text to clean documents: read, normalise, drop exact duplicates, split by hash."""
+    """Raw text to clean documents: read, normalise, take the steps, drop copies, split by hash."""
 
     files: list[str] = field(default_factory=lambda: ["data/poems.jsonl.gz"])  # or folders of .txt .jsonl .parquet ...
     txt: Txt = Txt.file  # what is a document of a .txt file: file, or paragraph (between blank lines)
@@ -25,8 +26,18 @@ class Corpus:
     max_line_bytes: int = 8 * 2**20  # of a line, of an element of a .json array, of a .txt file that is one document
     val_fraction: float = 0.01
     test_fraction: float = 0.01
+    steps: list[str] = field(default_factory=list)  # in order: unicode html lines rules pii, or your.module.function
+    limits: dict[str, float] = field(default_factory=dict)  # bounds of the step rules by name, as in zh_characters
+    pii: dict[str, str] = field(default_factory=dict)  # by kind: redact, replace, drop (the document) or keep
+    near: float = 0.0  # drop near copies: the share of runs of five that they have in common, 0.5 say; 0: exact ones
 
     def __post_init__(self) -> None:
+        for name, limit in self.limits.items():
+            if not isfinite(limit):
+                raise InputError(f"corpus.limits.{name}={limit} must be a number")
+        if len(set(self.steps)) < len(self.steps):
+            raise InputError(f"corpus.steps={self.steps} names a step twice")
+        share("corpus", self, "near")
         if not self.files:
             raise InputError("corpus.files=[] names no file; try corpus.files=[data/poems.jsonl.gz]")
         share("corpus", self, "max_bad_fraction", "val_fraction", "test_fraction")

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import pytest
 from conf.errors import InputError
 from conf.knobs.text import Corpus
 from conf.knobs.training import Sft
-from trainers.corpus import _clean, _load, collect
+from tests.trainers.clean.direct import collected as collect
+from tests.trainers.clean.direct import here, made
+from trainers.corpus import collect as gathered
 from trainers.tasks import read_own, told
 
 
@@ -21,15 +22,8 @@ def lines(path: Path, *texts: str) -> Path:
     return path
 
 
-def rows(cfg: Corpus) -> Iterator[dict[str, Any]]:
-    for file in cfg.files:
-        for block in _load({"file": [file], "path": [file]}, cfg.max_line_bytes, ["text"], cfg.txt, cfg.keep):
-            yield from _clean(block, cfg.template, cfg.keep).to_pylist()
-
-
 def collected(folder: Path, *files: Path, **knobs: Any) -> dict[str, Any]:
-    cfg = Corpus(files=[str(file) for file in files], **knobs)
-    return collect(rows(cfg), folder, cfg, 0)
+    return collect(folder, Corpus(files=[str(file) for file in files], **knobs))
 
 
 def texts(folder: Path, split: str) -> list[str]:
@@ -78,17 +72,13 @@ def test_a_file_that_cannot_be_read_counts_as_one_bad_record(tmp_path: Path) -> 
 
 def test_a_wholly_bad_corpus_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.corpus.WHOLLY_BAD", 5)
-    row = {"file": "x.jsonl", "line": 1, "offset": 0, "reason": "bad", "whole_file": False}
+    monkeypatch.setattr("trainers.clean.shards.SOURCES_PER_BLOCK", 3)
+    (tmp_path / "x.jsonl").write_text("bad\n" * 1000)
+    cfg = Corpus(files=[str(tmp_path / "x.jsonl")], max_bad_fraction=0.5)
     read = []
-
-    def endless() -> Iterator[dict[str, Any]]:
-        for number in range(1000):
-            read.append(number)
-            yield row
-
     with pytest.raises(InputError, match="5 of 5 records are bad"):
-        collect(endless(), tmp_path, Corpus(files=["x.jsonl"], max_bad_fraction=0.5), 0)
-    assert len(read) == 5
+        gathered((read.append(one) or one for one in made(tmp_path, cfg)), tmp_path, tmp_path, cfg, here(tmp_path))
+    assert len(read) == 2
 
 
 def test_what_is_mended_is_mended_in_the_record_too_and_counted(tmp_path: Path) -> None:
@@ -124,12 +114,18 @@ def test_a_sample_counts_once_however_often_it_was_copied(tmp_path: Path) -> Non
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
-    ("a small corpus validates", "trainers/corpus.py", "    fill(writers, counts, cfg, seed)\n", "", None),
+    (
+        "a small corpus validates",
+        "trainers/clean/gather.py",
+        "if empty := _empty(totals, fractions):",
+        "if empty := list[str]():",
+        None,
+    ),
     (
         "whose document validates hangs on no order",
-        "trainers/corpus.py",
-        'key=lambda row: share_of(row["text"], seed))',
-        'key=lambda row: row["id"])',
+        "trainers/clean/gather.py",
+        "key=lambda one: one[1])",
+        "key=lambda one: one[0])",
         "test_a_small_corpus_has_every_split",
     ),
     (

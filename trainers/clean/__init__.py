@@ -1,0 +1,1 @@
+"""From records to documents worth learning from: steps, duplicates, and what became of each."""

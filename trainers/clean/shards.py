@@ -1,0 +1,242 @@
+"""The corpus stage's working shards: a block of records read, cleaned and judged, whole on the disk or not there.
+
+A shard is `<name>.parquet` with a row for each record in its order, `<name>.*.npy` with what near copies are found by,
+and `<name>.json`, written last, with its counts. Which records it has hangs on the files alone, so that a stage that
+was killed goes on with those that are there.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cluster.storage import write_file, write_json
+from conf.errors import InputError
+from conf.knobs.text import Corpus
+from trainers.clean import near
+from trainers.clean.document import Document
+from trainers.clean.steps import Named, Tally, taken
+from trainers.files.damage import repaired
+from trainers.files.documents import clean, fields, identity, renderer, share_of
+from trainers.files.readers import BadRecord, parse, read_sources
+
+SOURCES_PER_BLOCK = 4096
+BYTES_PER_BLOCK = 8 * 2**20
+START = 400  # characters that are kept of a document that goes
+SOURCES = pa.schema(
+    {
+        "file": pa.string(),
+        "line": pa.int64(),
+        "offset": pa.int64(),
+        "content": pa.binary(),
+        "reason": pa.string(),
+        "whole_file": pa.bool_(),
+    }
+)
+ROWS = pa.schema(
+    {
+        "file": pa.string(),
+        "line": pa.int64(),
+        "offset": pa.int64(),
+        "reason": pa.string(),  # why there is no record
+        "whole_file": pa.bool_(),  # of a file that cannot be read, or not to its end
+        "text": pa.string(),  # of a document that goes, its start
+        "record": pa.string(),
+        "repaired": pa.bool_(),
+        "language": pa.string(),
+        "score": pa.float64(),
+        "step": pa.string(),  # that rejected it, "" for a document that stays
+        "rule": pa.string(),
+        "value": pa.float64(),
+        "limit": pa.float64(),
+        "note": pa.string(),
+        "changes": pa.string(),  # JSON {rule: times}, "" where nothing was changed
+        "characters": pa.int64(),
+        "share": pa.float64(),  # what decides its split
+        "digest": pa.binary(16),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files that one task reads: a large one, or neighbours that are small."""
+
+    number: int
+    files: list[str]
+    paths: list[str]  # the same, as they are found from any working folder
+
+    def shard(self, block: int) -> str:
+        return f"{self.number:06d}-{block:06d}"
+
+    @property
+    def end(self) -> str:
+        """The file that says how many blocks the part has."""
+        return f"{self.number:06d}.end"
+
+
+def parts(files: Sequence[str], paths: Sequence[str]) -> list[Part]:
+    """Neighbours together while they have less than a block's bytes, in order."""
+    found: list[Part] = []
+    room = 0
+    for file, path in zip(files, paths, strict=True):
+        there = Path(path)
+        size = there.stat().st_size if there.is_file() else BYTES_PER_BLOCK  # a dataset's size nobody knows
+        if not found or size > room:
+            found.append(Part(len(found), [], []))
+            room = BYTES_PER_BLOCK
+        found[-1].files.append(file)
+        found[-1].paths.append(path)
+        room -= size
+    return found
+
+
+def blocks(part: Part, cfg: Corpus) -> Iterator[pa.Table]:
+    """A part's records as bytes, in tables of `SOURCES`; a file that cannot be read ends in a row saying so."""
+    rows: list[tuple[str, int, int, bytes, str, bool]] = []
+    size, needed = 0, fields(cfg.template)
+    for file, path in zip(part.files, part.paths, strict=True):
+        try:
+            sources = read_sources(
+                path,
+                cfg.max_line_bytes,
+                needed,
+                cfg.txt,
+                keep=cfg.keep and [*cfg.keep, *needed],
+                knob="corpus.max_line_bytes",
+            )
+            for source in sources:
+                rows.append((file, source.line, source.offset, source.content, source.reason, False))
+                size += len(source.content)
+                if len(rows) == SOURCES_PER_BLOCK or size >= BYTES_PER_BLOCK:
+                    yield _table(rows)
+                    rows, size = [], 0
+        except InputError as error:
+            rows.append((file, 0, 0, b"", str(error).replace(path, file), True))
+    if rows:
+        yield _table(rows)
+
+
+def _table(rows: list[tuple[str, int, int, bytes, str, bool]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    return pa.table([pa.array(column, of.type) for column, of in zip(columns, SOURCES, strict=True)], SOURCES)
+
+
+def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[pa.Table, dict[str, Tally]]:
+    """A table of `ROWS` of one of `SOURCES`: each record rendered, normalised and judged by every step."""
+    render = renderer(cfg.template)
+    kept_fields = {*cfg.keep, *fields(cfg.template)}
+    rows: list[dict[str, Any]] = []
+    block: list[Document | None] = []
+    for source in table.to_pylist():
+        document, reason, mended = None, source["reason"], False
+        if not reason:
+            try:
+                given = parse(source["file"], source["content"])
+                if cfg.keep:
+                    given = {name: value for name, value in given.items() if name in kept_fields}
+                record = {name: repaired(value) if isinstance(value, str) else value for name, value in given.items()}
+                document, mended = Document(clean(render(record)), record), record != given
+            except BadRecord as error:
+                reason = str(error)
+        place = {name: source[name] for name in ("file", "line", "offset", "whole_file")}
+        rows.append({**place, "reason": reason, "repaired": mended})
+        block.append(document)
+    tallies = taken(steps, [one for one in block if one and one.text], cfg.template)
+    for row, one in zip(rows, block, strict=True):
+        row |= _judged(one)
+    return pa.Table.from_pylist(rows, ROWS), tallies
+
+
+def _judged(document: Document | None) -> dict[str, Any]:
+    if document is None:
+        return {"text": "", "record": "", "characters": 0, "language": "", "step": ""}
+    verdict, text = document.verdict, document.text
+    told = {
+        "text": text if verdict is None else text[:START],
+        "record": json.dumps(document.record, ensure_ascii=False) if verdict is None else "",
+        "characters": len(text),
+        "language": document.language,
+        "score": document.score,
+        "changes": json.dumps(document.changes, ensure_ascii=False) if document.changes else "",
+        "step": "",
+    }
+    return told | (asdict(verdict) if verdict else {})
+
+
+def make(folder: Path, name: str, table: pa.Table, cfg: Corpus, steps: Sequence[Named], seed: int) -> dict[str, Any]:
+    """Write the shard of a block; its counts."""
+    made, tallies = documents(table, cfg, steps)
+    texts, passed = made["text"].to_pylist(), passing(made)
+    shares = [share_of(text, seed) if stays else None for text, stays in zip(texts, passed, strict=True)]
+    digests = [identity(text) if stays else None for text, stays in zip(texts, passed, strict=True)]
+    made = made.set_column(made.schema.get_field_index("share"), "share", pa.array(shares, pa.float64()))
+    made = made.set_column(made.schema.get_field_index("digest"), "digest", pa.array(digests, pa.binary(16)))
+    if cfg.near:
+        _write_keys(folder, name, made, passed, cfg.near)
+    sink = pa.BufferOutputStream()
+    pq.write_table(made, sink, compression="zstd")
+    write_file(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    counts = {
+        "name": name,
+        "rows": len(made),
+        "bad": sum(bool(reason) for reason in made["reason"].to_pylist()),
+        "passed": int(passed.sum()),
+        "tallies": {step: tally.plain() for step, tally in tallies.items()},
+    }
+    write_json(folder / f"{name}.json", counts)
+    return counts
+
+
+def passing(table: pa.Table) -> NDArray[np.bool_]:
+    """[rows] whether a row is a document that every step lets stay."""
+    return np.array(
+        [
+            bool(characters) and not reason and not step
+            for characters, reason, step in zip(
+                *(table[name].to_pylist() for name in ("characters", "reason", "step")), strict=True
+            )
+        ],
+        bool,
+    )
+
+
+def _write_keys(folder: Path, name: str, made: pa.Table, passed: Any, threshold: float) -> None:
+    """What near copies are found by, for each document that stays: row, score, signature, keys."""
+    rows = np.flatnonzero(passed)
+    texts, languages = (made[column].to_pylist() for column in ("text", "language"))
+    signatures = np.empty((len(rows), near.HASHES), np.uint32)
+    for at, row in enumerate(rows):
+        signatures[at] = near.signature(texts[row], languages[row])
+    scores = made["score"].to_numpy()[rows]
+    arrays = {
+        "rows": rows.astype(np.int64),
+        "scores": scores.astype(np.float32),
+        "signatures": signatures,
+        "bands": near.band_keys(signatures, threshold),
+    }
+    for what, array in arrays.items():
+        save(folder / f"{name}.{what}.npy", array)
+
+
+def save(path: Path, array: Any) -> None:
+    """Write an array whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, array)
+    write_file(path, content.getvalue())
+
+
+def keys(folder: Path, name: str, what: str) -> Any:
+    """One of the arrays that `make` wrote, read where it is looked at."""
+    return np.load(folder / f"{name}.{what}.npy", mmap_mode="r", allow_pickle=False)
+
+
+def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    return pq.read_table(folder / f"{name}.parquet", columns=columns, partitioning=None)
