@@ -77,12 +77,20 @@ def page(run: str, folder: Path, stages: Sequence[str]) -> str:
     anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in shown}
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         run=escape(run),
-        total=_duration(sum(manifest.get("seconds", 0.0) for manifest in manifests.values())),
+        about=_about(folder, sum(manifest.get("seconds", 0.0) for manifest in manifests.values())),
         links="".join(f'<a href="#{anchors[title]}">{escape(title)}</a>' for title in shown),
         body="\n".join(
             f'<section id="{anchors[title]}"><h2>{escape(title)}</h2>{body}</section>' for title, body in shown.items()
         ),
     )
+
+
+def _about(folder: Path, seconds: float) -> str:
+    """What the page is of, with links to the pages of stages that have one."""
+    pages = sorted(page.parent.name for page in folder.glob("*/report.html"))
+    links = ", ".join(f'<a href="{name}/report.html">{name}</a>' for name in pages)
+    told = "A run of Conclave: from raw text to an aligned mixture-of-experts chat model. All stages together took "
+    return f"{told}{_duration(seconds)}." + f" Reports of their own: {links}." * bool(links)
 
 
 def _stages(manifests: Mapping[str, Mapping[str, Any]]) -> str:

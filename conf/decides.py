@@ -48,8 +48,9 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "plan": {_FREE: "detail"},
     "corpus": {
         _DECIDES: "files txt template keep max_documents max_bad_fraction max_line_bytes val_fraction test_fraction "
-        "steps limits pii near",
+        "steps limits pii against near",
     },
+    "why": {_FREE: "record id"},
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},
     "tokens": {_DECIDES: "row_length rows_per_shard", _FREE: "actors"},
     "tasks": {_DECIDES: "domain options queries per_task held_out prompts"},

@@ -10,7 +10,7 @@ from conf.errors import InputError
 from conf.knobs.alignment import Cohft, Hfft, Inspect, Judge, Ppo, Rank, Replay, Reward, Tasks
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
-from conf.knobs.text import Corpus, Tokenizer, Tokens
+from conf.knobs.text import Corpus, Tokenizer, Tokens, Why
 from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Sft, Spikes
 
 
@@ -28,6 +28,7 @@ class Config:
     gpu: Gpu = field(default_factory=Gpu)
     plan: Planner = field(default_factory=Planner)
     corpus: Corpus = field(default_factory=Corpus)
+    why: Why = field(default_factory=Why)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     tokens: Tokens = field(default_factory=Tokens)
     tasks: Tasks = field(default_factory=Tasks)

@@ -18,9 +18,12 @@ import pytest
 from cluster.run import JOBS
 from conf.entry import compose, sweep
 from conf.knobs.alignment import Tasks
+from conf.knobs.text import Corpus
 from moe.tasks.domain import Domain
 from moe.tasks.task import Sample
 from tests.readme import READMES, ROOT, Command, blocks, lines
+from trainers.clean.document import Document
+from trainers.clean.steps import chain, taken
 from trainers.files.samples import read_queries
 
 OWN = ("conf", "moe", "cluster", "trainers", "rlhf", "serving")
@@ -89,6 +92,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "python -m trainers.pretrain run.name=wide": Small(
         f"preset=test model=tiny {FEW_STEPS} {NO_NETWORK}", "runs/wide/base/wandb"
     ),
+    "python -m trainers.corpus run.name=clean": Small("corpus.max_documents=300", "runs/clean/corpus/report.html"),
+    "python -m trainers.clean.why": Small("", "runs/clean/corpus/report.json"),
+    "# my_steps.py": Elsewhere("tests/test_readme.py::test_the_step_of_the_readme_decides"),
     "python -m trainers.pretrain --help": Small(quick=True),
     "python -m trainers.pretrain -m": Small(
         f"preset=test run.name=demo optim.lr=1e-3,2e-3 {FEW_STEPS}", "runs/demo/sweeps/1-base/best.yaml"
@@ -189,6 +195,17 @@ QUICK = [command for command in COMMANDS if (entry := small(command)) and entry.
 def test_a_quick_command_runs_as_it_stands(command: Command) -> None:
     entry = small(command)
     assert entry and run(command, entry, ROOT)
+
+
+def test_the_step_of_the_readme_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = {command.text for command in COMMANDS if command.text.startswith("# my_steps.py")}
+    (tmp_path / "my_steps.py").write_text(text, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    block = [Document("No!"), Document("Stop!!!!"), Document("Yes.")]
+    taken(chain(Corpus(steps=["my_steps.calm"])), block, "{text}")
+    assert [(one.text, one.verdict and (one.verdict.rule, one.verdict.value)) for one in block] == [
+        ("No.", None), ("Stop!!!!", ("shouts", 4.0)), ("Yes.", None),
+    ]  # fmt: skip
 
 
 def test_the_domain_of_the_readme_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ class Corpus:
     steps: list[str] = field(default_factory=list)  # in order: unicode html lines rules pii, or your.module.function
     limits: dict[str, float] = field(default_factory=dict)  # bounds of the step rules by name, as in zh_characters
     pii: dict[str, str] = field(default_factory=dict)  # by kind: redact, replace, drop (the document) or keep
+    against: list[str] = field(default_factory=list)  # evaluation files: a document that holds a sample of them goes
     near: float = 0.0  # drop near copies: the share of runs of five that they have in common, 0.5 say; 0: exact ones
 
     def __post_init__(self) -> None:
@@ -80,3 +81,11 @@ class Tokens:
 
     def __post_init__(self) -> None:
         positive("tokens", self, "row_length", "rows_per_shard", "actors")
+
+
+@dataclass(kw_only=True)
+class Why:
+    """Which record of the corpus is asked about: one of the two."""
+
+    record: str = ""  # file:line, as in data/poems.jsonl.gz:17; the end of the file's name is enough
+    id: int = -1  # the number that a document has in the corpus's Parquet files

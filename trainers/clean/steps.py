@@ -11,6 +11,7 @@ from typing import Any
 from conf.errors import InputError
 from conf.knobs.text import Corpus
 from trainers.clean import pii, text
+from trainers.clean.against import against
 from trainers.clean.document import Block, Document, Step, language_of
 from trainers.clean.rules import rules
 from trainers.files.documents import fields, normalise
@@ -75,11 +76,12 @@ STEPS: dict[str, Callable[[Corpus], Named]] = {
 
 
 def chain(cfg: Corpus) -> list[Named]:
-    """The steps of `corpus.steps` in order. Raises `InputError` for one that is not there, or a bound or a kind that
-    none of them has."""
+    """The steps of `corpus.steps` in order, and the look for evaluation samples. Raises `InputError` for one that is
+    not there, or a bound or a kind that none of them has."""
     rules(cfg.limits)
     pii.ways_of(cfg.pii)
-    return [STEPS[name](cfg) if name in STEPS else _own(name) for name in cfg.steps]
+    last = [Named("against", "1", against(cfg.against))] if cfg.against else []
+    return [*(STEPS[name](cfg) if name in STEPS else _own(name) for name in cfg.steps), *last]
 
 
 def versions(cfg: Corpus) -> dict[str, str]:

@@ -90,6 +90,31 @@ def test_a_step_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             chain(Corpus(steps=[steps]))
 
 
+def test_what_holds_an_evaluation_sample_goes_and_the_sample_is_named(tmp_path: Path) -> None:
+    questions = [f"Question {n} of the test: which of the following is the right answer to it?" for n in range(12)]
+    questions[4] += (
+        " The river that flows through the capital of the oldest county of the north is named after a saint."
+    )
+    questions[5] = "唐代诗人李白生于哪一年，卒于哪一年，葬在什么地方？"
+    questions[6] = "绿水青山就是金山银山。"  # shorter than a run, and counts whole
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"question": text, "n": [1]}) + "\n" for text in questions))
+    texts = [
+        "We know that The river that flows through the capital, of the OLDEST county of the north is old and the best.",
+        "It is a phrase: which of the following is the right answer to it? The rest of the text has nothing in common.",
+        "有人问：唐代诗人李白生于哪一年，卒于哪一年？没有人知道。",
+        "他们说绿水青山，就是金山银山，这句话大家都听过。",
+        "唐代诗人杜甫生于哪一年，这是另外一个问题。",
+    ]
+    block = after(*texts, steps=[], against=[str(tmp_path / "eval.jsonl")])
+    place = f"{tmp_path}/eval.jsonl"
+    verdicts = [one.verdict and (one.verdict.step, one.verdict.rule, one.verdict.note) for one in block]
+    assert verdicts == [
+        ("against", "overlap", f"{place}:5"), None, ("against", "overlap", f"{place}:6"),
+        ("against", "overlap", f"{place}:7"), None,
+    ]  # fmt: skip
+    assert block[0].verdict is not None and block[0].verdict.value == 3  # 15 words in common: three runs of 13
+
+
 def test_the_ledger_has_every_record_and_the_row_that_holds_it(tmp_path: Path) -> None:
     poem = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"
     texts = [poem, "\u200b", "短", poem, poem.replace("霜", "雪") + "写信给 a@b.cn", poem + "甲", poem + "乙"]
@@ -140,6 +165,20 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "document.verdict = replace(document.verdict, step=step.name)",
         "pass",
         None,
+    ),
+    (
+        "a phrase of many evaluation samples is none of them",
+        "trainers/clean/against.py",
+        "    kept = counts < SHARED",
+        "    kept = counts < np.inf",
+        "test_what_holds_an_evaluation_sample_goes_and_the_sample_is_named",
+    ),
+    (
+        "an evaluation sample that is short counts whole",
+        "trainers/clean/against.py",
+        "if size >= SHORTEST:",
+        "if size == RUN:",
+        "test_what_holds_an_evaluation_sample_goes_and_the_sample_is_named",
     ),
     (
         "the ledger names the row of the split",

@@ -15,6 +15,10 @@ from moe.tasks import forms
 from moe.tasks.task import Sample
 from moe.text.rendering import Rendered
 from moe.text.tokenizer import Tokenizer
+from trainers.clean import pii, text
+from trainers.clean.document import language_of
+from trainers.clean.near import signature
+from trainers.clean.rules import PACKS, Measured
 from trainers.files.damage import repaired
 from trainers.files.documents import clean, renderer
 from trainers.files.readers import BadRecord, parse, read_sources
@@ -34,6 +38,13 @@ def turns(count: int) -> dict[str, Any]:
 def muted(count: int) -> Sample:
     messages = turns(count)["messages"]
     return Sample(id="a", task="a", messages=messages, muted=tuple(range(1, len(messages), 2)))
+
+
+def measured(text: str) -> None:
+    for pack in PACKS.values():
+        asked = Measured(text)
+        for rule in pack.values():
+            rule.measure(asked)
 
 
 TOKENIZER = Tokenizer.train(["user assistant system\n abcdefgh acgt"] * 4, Settings(vocab_size=420))
@@ -71,6 +82,22 @@ WORST: dict[str, tuple[Callable[[Any], object], Callable[[int], Any]]] = {  # na
     "a rendered conversation of many answers": (
         TOKENIZER.encode_rendered,
         lambda n: Rendered("ab" * (n // 16), tuple((k, k + 1) for k in range(0, n // 8 - 2, 2)), "\ue000", "\ue001"),
+    ),
+    "addresses": (pii.found_in, lambda n: "8.8.8.8 " * (n // 8)),
+    "the beginnings of addresses": (pii.found_in, lambda n: "a." * (n // 2) + "@"),
+    "mobile numbers": (pii.found_in, lambda n: "13812345678 " * (n // 12)),
+    "keys that do not end": (pii.found_in, lambda n: "-----BEGIN PRIVATE KEY-----" * (n // 27)),
+    "one digit after another": (pii.found_in, lambda n: "1 " * (n // 2)),
+    "tags that do not end": (text.html_remnants, lambda n: "<a " * (n // 3)),
+    "scripts that do not end": (text.html_remnants, lambda n: "<script>" * (n // 8)),
+    "halves of boilerplate": (text.without_boilerplate, lambda n: "上一篇" * (n // 9)),
+    "rules on one character": (measured, lambda n: "天" * (n // 3)),
+    "rules on lines": (measured, lambda n: "a\n" * (n // 2)),
+    "rules on words": (measured, lambda n: "the cat of " * (n // 11)),
+    "what language it is": (language_of, lambda n: "a" * n),
+    "a signature": (
+        lambda text: signature(text, "zh"),
+        lambda n: "".join(map(chr, range(0x4E00, 0x4E00 + 9999))) * (n // 29997),
     ),
     "a text without blanks": (TOKENIZER.encode, lambda n: "acgt" * (n // 4)),
     "a text of blanks": (TOKENIZER.encode, lambda n: " " * n + "x"),

@@ -1,0 +1,124 @@
+"""Say the whole life of one record of the corpus: where it was read, each step's verdict, the row that holds it."""
+
+from conf.entry import early, job
+
+early(__name__)
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.run import read_manifest
+from cluster.storage import Damaged, read_json
+from conf.errors import InputError
+from conf.schema import Config
+from trainers.clean.gather import LEDGER, ROWS_PER_FILE
+from trainers.clean.page import number, place
+from trainers.clean.report import REPORT
+
+SHOWN = 200  # characters of a text
+
+
+@job
+def main(cfg: Config) -> list[str]:
+    """Print the life of the records that `why.record` or `why.id` names. Raises `InputError` if there is none."""
+    folder = cfg.run.folder / "corpus"
+    try:
+        read_manifest(folder)
+    except Damaged as error:
+        raise InputError(f"{error}; make it first: python -m trainers.corpus run.name={cfg.run.name}") from None
+    if not list(folder.glob(f"{LEDGER}-*.parquet")):
+        raise InputError(f"{folder}: it was made before there was a ledger; run.rebuild=true makes it again")
+    if bool(cfg.why.record) == (cfg.why.id >= 0):
+        raise InputError("say which record: why.record=file:line or why.id=17")
+    found = list(by_id(folder, cfg.why.id) if cfg.why.id >= 0 else by_place(folder, cfg.why.record))
+    if not found:
+        asked = f"why.id={cfg.why.id}" if cfg.why.id >= 0 else f"why.record={cfg.why.record}"
+        raise InputError(f"{asked}: {folder} has read no such record")
+    steps = [step["name"] for step in read_json(folder / f"{REPORT}.json")["steps"] if "rejected" in step]
+    told = [line for life in found for line in lines(folder, life, steps)]
+    print("\n".join(told))
+    return told
+
+
+def by_id(folder: Path, number: int) -> Iterator[dict[str, Any]]:
+    return _lives(folder, lambda table: pc.equal(table["id"], number))
+
+
+def by_place(folder: Path, record: str) -> Iterator[dict[str, Any]]:
+    """The records at file:line, of every file whose name ends so. Raises `InputError` for what names no line."""
+    file, _, line = record.rpartition(":")
+    if not file or not line.isdigit():
+        raise InputError(f"why.record={record}: must be file:line, as in data/poems.jsonl.gz:17")
+
+    def wanted(table: pa.Table) -> Any:
+        names = table["file"]
+        named = pc.or_(pc.equal(names, file), pc.ends_with(names, f"/{file}"))
+        return pc.and_(named, pc.equal(table["line"], int(line)))
+
+    return _lives(folder, wanted)
+
+
+def _lives(folder: Path, wanted: Any) -> Iterator[dict[str, Any]]:
+    """The rows of the ledger that are asked for, a row group in memory at a time."""
+    for path in sorted(folder.glob(f"{LEDGER}-*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                places = file.read_row_group(group, columns=["id", "file", "line"])
+                if rows := [row for row, is_one in enumerate(wanted(places).to_pylist()) if is_one]:
+                    yield from file.read_row_group(group).take(rows).to_pylist()
+
+
+def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:
+    """What is said of a record, a line for each thing that became of it."""
+    told = [f"{place(life)}: record {life['id']}"]
+    step = life["step"]
+    if step == "read":
+        return [*told, f"  read: no record: {life['rule']}"]
+    told.append(f"  read: {life['characters']:,} characters, language {life['language'] or 'other'}")
+    if step == "empty":
+        return [*told, "  empty: nothing to see"]
+    changes = json.loads(life["changes"]) if life["changes"] else {}
+    for name in steps:
+        if name == step:
+            return [*told, f"  {name}: rejected by {life['rule']}: {number(life)}", *_start(life["start"])]
+        told.append(f"  {name}: kept")
+    if changes:
+        told.append("  changed: " + ", ".join(f"{rule} {times}" for rule, times in changes.items()))
+    if step in ("exact", "near"):
+        (twin,) = by_id(folder, life["twin"])
+        likeness = f", likeness {life['value']:.2f}" if step == "near" else ""
+        return [*told, f"  {step} copy of {place(twin)}, record {twin['id']}{likeness}", *_start(life["start"])]
+    if step:
+        return [*told, f"  {step}: rejected by {life['rule']}: {number(life)}", *_start(life["start"])]
+    file, row = divmod(life["row"], ROWS_PER_FILE)
+    name = f"{life['split']}-{file:05d}.parquet"
+    return [
+        *told,
+        f"  kept: row {row} of {name}, document {life['row']} of {life['split']}",
+        *_start(_text(folder / name, row)),
+    ]
+
+
+def _text(path: Path, row: int) -> str:
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                return str(file.read_row_group(group, columns=["text"])["text"][row].as_py())
+            row -= rows
+    raise InputError(f"{path}: has no row {row}, which the ledger names")
+
+
+def _start(text: str) -> list[str]:
+    shown = text[:SHOWN].replace("\n", "\n    ")
+    return [f"    {shown}" + ("..." if len(text) > SHOWN else "")]
+
+
+if __name__ == "__main__":
+    main()
