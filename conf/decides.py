@@ -48,7 +48,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "plan": {_FREE: "detail"},
     "corpus": {
         _DECIDES: "files txt template keep max_documents max_bad_fraction max_line_bytes val_fraction test_fraction "
-        "steps limits pii against near",
+        "steps limits pii against score tail near",
     },
     "why": {_FREE: "record id"},
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},

@@ -22,7 +22,7 @@ from conf.errors import InputError
 from conf.knobs.running import Cluster
 from conf.knobs.text import Corpus
 from conf.schema import Config
-from trainers.clean import blocks, copies, gather, report, shards
+from trainers.clean import blocks, copies, gather, report, score, shards
 from trainers.clean.copies import Shards, Spread
 from trainers.clean.shards import Part
 from trainers.clean.steps import Tally, chain, versions
@@ -41,6 +41,8 @@ def check(cfg: Config) -> None:
     chain(cfg.corpus)
     expand(cfg.corpus.files)
     expand(cfg.corpus.against, "corpus.against")
+    if cfg.corpus.score:
+        score.digests(cfg.corpus.score)
 
 
 @job
@@ -51,6 +53,8 @@ def main(cfg: Config) -> dict[str, Any]:
     samples = expand(cfg.corpus.against, "corpus.against")
     sources = {path: digest(path) for path in [*files, *samples]}
     settings = {"corpus": cfg.corpus, "sources": sources, "steps": versions(cfg.corpus)}
+    if cfg.corpus.score:
+        settings["model"] = score.digests(cfg.corpus.score)
     with open_stage(cfg, "corpus", reads=[], settings=settings) as stage:
         if stage.done:
             return stage.metrics
@@ -87,7 +91,11 @@ def collect(
                 tallies[step].add(Tally.of(tally))
             if limit.reached:
                 break
-    gone = copies.find(there, passed, cfg.near, spread) if passed else copies.NONE
+    gone = copies.exact_copies(there, passed, spread)
+    if cfg.score:
+        score.score(there, str(Path(cfg.score).absolute()), spread)
+    if cfg.near:
+        gone = copies.together(gone, copies.near_copies(there, passed, cfg.near, spread))
     shards.save(folder / "gone.npy", gone)
     totals = gather.gather(there, cfg, target, spread)
     report.write(there, target, totals, tallies, spread)

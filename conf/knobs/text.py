@@ -30,6 +30,8 @@ class Corpus:
     limits: dict[str, float] = field(default_factory=dict)  # bounds of the step rules by name, as in zh_characters
     pii: dict[str, str] = field(default_factory=dict)  # by kind: redact, replace, drop (the document) or keep
     against: list[str] = field(default_factory=list)  # evaluation files: a document that holds a sample of them goes
+    score: str = ""  # a causal model's folder: bits per byte of each document, which sort it into head, middle or tail
+    tail: float = 0.0  # share of each language's documents that go, the most surprising to that model
     near: float = 0.0  # drop near copies: the share of runs of five that they have in common, 0.5 say; 0: exact ones
 
     def __post_init__(self) -> None:
@@ -38,7 +40,9 @@ class Corpus:
                 raise InputError(f"corpus.limits.{name}={limit} must be a number")
         if len(set(self.steps)) < len(self.steps):
             raise InputError(f"corpus.steps={self.steps} names a step twice")
-        share("corpus", self, "near")
+        share("corpus", self, "near", "tail")
+        if self.tail and not self.score:
+            raise InputError(f"corpus.tail={self.tail} needs a model that scores: corpus.score=<folder>")
         if not self.files:
             raise InputError("corpus.files=[] names no file; try corpus.files=[data/poems.jsonl.gz]")
         share("corpus", self, "max_bad_fraction", "val_fraction", "test_fraction")

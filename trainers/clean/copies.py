@@ -40,19 +40,30 @@ class Shards:
         return {"names": self.names, "firsts": self.firsts, "end": self.end, **more}
 
 
-def find(there: Shards, documents: int, threshold: float, spread: Spread) -> Array:
-    """What goes as a copy, as `GONE`. `documents`: about how many pass the steps; `threshold` 0: exact copies only."""
-    ranges = max(1, -(-documents // KEYS_PER_RANGE))
-    common = there.common(ranges=ranges, threshold=threshold)
-    found = [_load(there.folder / name) for name in spread(exact, common, ({"range": n} for n in range(ranges)))]
-    gone = _sorted(np.concatenate(found))
-    if not threshold:
-        return gone
+def exact_copies(there: Shards, documents: int, spread: Spread) -> Array:
+    """What goes as an exact copy, as `GONE`; it lies in exact.npy too. `documents`: about how many pass the steps."""
+    common = there.common(ranges=_ranges(documents))
+    items = [{"range": number} for number in range(common["ranges"])]
+    gone = _sorted(np.concatenate([NONE, *(_load(there.folder / name) for name in spread(exact, common, items))]))
     shards.save(there.folder / "exact.npy", gone)
+    return gone
+
+
+def near_copies(there: Shards, documents: int, threshold: float, spread: Spread) -> Array:
+    """What goes as a near copy of what no exact copy is, as `GONE`."""
+    common = there.common(ranges=_ranges(documents), threshold=threshold)
     bands, _ = near.shape(threshold)
-    items = [{"band": band, "range": number} for band in range(bands) for number in range(ranges)]
-    pairs = [_load(there.folder / name) for name in spread(meeting, common, items)]
-    return _sorted(np.concatenate([gone, survivors(np.concatenate(pairs))]))
+    items = [{"band": band, "range": number} for band in range(bands) for number in range(common["ranges"])]
+    return survivors(np.concatenate([_load(there.folder / name) for name in spread(meeting, common, items)]))
+
+
+def together(*gone: Array) -> Array:
+    """All that goes, by id."""
+    return _sorted(np.concatenate(gone))
+
+
+def _ranges(documents: int) -> int:
+    return max(1, -(-documents // KEYS_PER_RANGE))
 
 
 def exact(folder: Path, item: Mapping[str, Any]) -> str:
@@ -94,7 +105,7 @@ def meeting(folder: Path, item: Mapping[str, Any]) -> str:
         wanted &= ~_among(mine, gone)
         keys.append(of_band[wanted])
         ids.append(mine[wanted])
-        scores.append(np.asarray(shards.keys(folder, shard, "scores"))[wanted])
+        scores.append(_scores(folder, shard)[wanted])
     key, document, score = np.concatenate(keys), np.concatenate(ids), np.concatenate(scores)
     order = np.lexsort((document, -score, key))  # within a group by rank
     key, document, score = key[order], document[order], score[order]
@@ -105,6 +116,14 @@ def meeting(folder: Path, item: Mapping[str, Any]) -> str:
         pairs.append(_compared(group, document[members], score[members], signatures, item["threshold"]))
     shards.save(folder / name, np.concatenate(pairs))
     return name
+
+
+def _scores(folder: Path, shard: str) -> Array:
+    """The higher the better: what a model says, or else what the steps say."""
+    bits = shards.bits(folder, shard)
+    if bits is None:
+        return np.asarray(shards.keys(folder, shard, "scores"))
+    return -bits[np.asarray(shards.keys(folder, shard, "rows"))]
 
 
 def _chunks(begins: Array, count: int) -> Iterator[tuple[Array, Array]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.storage import fsync
 from conf.errors import InputError
 from conf.knobs.text import Corpus
-from trainers.clean import shards
+from trainers.clean import score, shards
 from trainers.clean.copies import Shards, Spread
 from trainers.files.documents import SPLITS
 
@@ -38,7 +38,8 @@ LIFE = pa.schema(
         "twin": pa.int64(),  # the id of the document that it copies
         "changes": pa.string(),
         "language": pa.string(),
-        "score": pa.float64(),
+        "score": pa.float64(),  # bits per byte where a model said them, else what the steps said
+        "bucket": pa.string(),  # head, middle or tail of its language's scores
         "characters": pa.int64(),
         "split": pa.string(),
         "row": pa.int64(),  # of the split, the first is 0
@@ -54,11 +55,13 @@ def gather(there: Shards, cfg: Corpus, target: Path, spread: Spread) -> Counter[
     There is a `gone.npy` beside the shards. Raises `InputError` for a split that would be empty.
     """
     fractions = {"val": cfg.val_fraction, "test": cfg.test_fraction}
-    common = there.common(**fractions, moved={})
+    common = there.common(**fractions, moved={}, bounds={})
     groups = [
         {"from": start, "to": min(len(there.names), start + SHARDS_PER_TASK)}
         for start in range(0, len(there.names), SHARDS_PER_TASK)
     ]
+    if cfg.score:
+        common["bounds"] = score.bounds(spread(scored, common, groups), cfg.tail)
     told = list(spread(count, common, groups))
     totals = _totals(told)
     if empty := _empty(totals, fractions):
@@ -79,6 +82,17 @@ def gather(there: Shards, cfg: Corpus, target: Path, spread: Spread) -> Counter[
     return totals
 
 
+def scored(folder: Path, item: Mapping[str, Any]) -> list[dict[str, dict[str, int]]]:
+    """How many documents of each language have which score, for each shard of an item."""
+    found = []
+    for at in range(item["from"], item["to"]):
+        judged = _Judged(folder, item, at)
+        assert judged.bits is not None
+        languages = np.array(judged.table["language"].to_pylist(), object)[judged.stays]
+        found.append(score.counted(languages.tolist(), judged.bits[judged.stays]))
+    return found
+
+
 def count(folder: Path, item: Mapping[str, Any]) -> list[dict[str, int]]:
     """The counts of each shard of an item."""
     return [dict(_counts(_Judged(folder, item, at))) for at in range(item["from"], item["to"])]
@@ -89,7 +103,7 @@ class _Judged:
 
     def __init__(self, folder: Path, item: Mapping[str, Any], at: int, columns: Sequence[str] = ()) -> None:
         self.first = item["firsts"][at]
-        needed = ["characters", "reason", "step", "share", "repaired", "whole_file", *columns]
+        needed = ["characters", "reason", "step", "share", "repaired", "whole_file", "language", *columns]
         self.table = shards.read(folder, item["names"][at], needed)
         self.ids = self.first + np.arange(len(self.table))
         self.counts = self.ids < item["end"]
@@ -99,6 +113,11 @@ class _Judged:
         self.passed = shards.passing(self.table) & self.counts
         self.stays = self.passed.copy()
         self.stays[self.copies["id"] - self.first] = False
+        self.bits = shards.bits(folder, item["names"][at])
+        self.bucket = np.full(len(self.table), "", object)
+        self.beyond = np.full(len(self.table), np.nan)  # the bound of the tail that a document lies behind
+        if self.bits is not None and item["bounds"]:
+            self._sort(self.bits, item["bounds"])
         share = self.table["share"].to_numpy()
         test, val = item["test"], item["val"]
         self.split = np.where(share < test, "test", np.where(share < test + val, "val", "train"))
@@ -106,6 +125,16 @@ class _Judged:
             if 0 <= (row := int(document) - self.first) < len(self.table):
                 self.split[row] = split
         self.split[~self.stays] = ""
+
+    def _sort(self, bits: NDArray[np.float32], bounds: Mapping[str, Sequence[float]]) -> None:
+        """Into head, middle and tail, and out where the tail is cut off."""
+        languages = self.table["language"].to_pylist()
+        for row in np.flatnonzero(self.stays):
+            *thirds, last = bounds[languages[row]]
+            if bits[row] > last + score.STEP / 2:
+                self.stays[row], self.beyond[row] = False, last
+            else:
+                self.bucket[row] = score.BUCKETS[int((bits[row] > np.array(thirds) + score.STEP / 2).sum())]
 
 
 def _counts(judged: _Judged) -> Counter[str]:
@@ -116,7 +145,7 @@ def _counts(judged: _Judged) -> Counter[str]:
     characters = table["characters"].to_numpy()
     found["read"] = int(counts.sum())
     found["rejected"] = int((reasons & counts).sum())
-    found["removed"] = int((steps & counts).sum())
+    found["removed"] = int((steps & counts).sum() + (~np.isnan(judged.beyond)).sum())
     found["empty"] = int((counts & ~reasons & ~steps & (characters == 0)).sum())
     found["duplicates"] = int((~judged.copies["near"]).sum())
     found["near_duplicates"] = int(judged.copies["near"].sum())
@@ -239,7 +268,7 @@ def _split_rows(folder: Path, item: Mapping[str, Any]) -> Iterator[pa.Table]:
 
 
 def _lives(folder: Path, item: Mapping[str, Any]) -> Iterator[pa.Table]:
-    columns = ["file", "line", "offset", "rule", "value", "limit", "note", "changes", "language", "score", "text"]
+    columns = ["file", "line", "offset", "rule", "value", "limit", "note", "changes", "score", "text"]
     for at in range(item["from"], item["to"]):
         judged = _Judged(folder, item, at, columns)
         counts = pa.array(judged.counts)
@@ -249,12 +278,18 @@ def _lives(folder: Path, item: Mapping[str, Any]) -> Iterator[pa.Table]:
         places = judged.copies["id"] - judged.first
         twins[places], likeness[places] = judged.copies["twin"], judged.copies["likeness"]
         steps = _steps(judged)
+        gone = ~np.isnan(judged.beyond)
+        values = np.where(np.isnan(likeness), _numbers(table["value"]), likeness)
+        if judged.bits is not None:
+            values = np.where(gone, judged.bits, values)
         made = {
             "id": pa.array(judged.ids),
             "step": pa.array(steps, pa.string()),
             "rule": pa.array(_rules(table, steps), pa.string()),
-            "value": pa.array(np.where(np.isnan(likeness), _numbers(table["value"]), likeness), from_pandas=True),
-            "limit": table["limit"],
+            "value": pa.array(values, from_pandas=True),
+            "limit": pa.array(np.where(gone, judged.beyond, _numbers(table["limit"])), from_pandas=True),
+            "score": table["score"] if judged.bits is None else pa.array(judged.bits, pa.float64(), from_pandas=True),
+            "bucket": pa.array(judged.bucket, pa.string()),
             "twin": pa.array(twins, mask=twins < 0),
             "split": pa.array(judged.split.astype(object), pa.string()),
             "row": pa.array(_rows(judged, item["before"][at]), mask=~judged.stays),
@@ -281,13 +316,15 @@ def _steps(judged: _Judged) -> list[str]:
             found.append("empty")
         else:
             found.append({True: "near", False: "exact"}[near[number]] if number in near else "")
+    for row in np.flatnonzero(~np.isnan(judged.beyond)):
+        found[row] = "score"
     return found
 
 
 def _rules(table: pa.Table, steps: Sequence[str]) -> list[str]:
     """The rule of a step; of a record that could not be read why."""
     both = zip(table["reason"].to_pylist(), table["rule"].to_pylist(), steps, strict=True)
-    named = {"empty": "nothing to see", "exact": "copy", "near": "near copy"}
+    named = {"empty": "nothing to see", "exact": "copy", "near": "near copy", "score": "tail"}
     return [reason or rule or named.get(step, "") for reason, rule, step in both]
 
 

@@ -23,6 +23,7 @@ def page(told: Mapping[str, Any]) -> str:
         "Why documents went": _samples(told["samples"], told["rejected"]),
         "Near copies": _pairs(told["pairs"]),
         "Languages": _counts(told["languages"], "Language"),
+        "Buckets": _counts(told["buckets"], "Bucket"),
         "Lengths": _lengths(told["lengths"]),
         "Files": _counts(dict(list(told["files"].items())[:FILES]), "File"),
     }

@@ -27,7 +27,15 @@ def write(
 ) -> dict[str, Any]:
     """Write the report of the corpus in `target` beside it; what report.json holds."""
     ledgers = [{"ledger": path.name} for path in sorted(target.glob(f"{LEDGER}-*.parquet"))]
-    whole: dict[str, Any] = {"files": {}, "languages": {}, "steps": {}, "lengths": {}, "samples": {}, "pairs": []}
+    whole: dict[str, Any] = {
+        "files": {},
+        "languages": {},
+        "buckets": {},
+        "steps": {},
+        "lengths": {},
+        "samples": {},
+        "pairs": [],
+    }
     for part in spread(summary, {"target": str(target)}, ledgers):
         _add(whole, part)
     pairs = [_pair(there, pair) for pair in whole["pairs"]]
@@ -36,6 +44,7 @@ def write(
         "steps": _steps(totals, tallies),
         "rejected": {step: dict(sorted(rules.items())) for step, rules in sorted(whole["steps"].items())},
         "languages": dict(sorted(whole["languages"].items())),
+        "buckets": {name: _mean(counts) for name, counts in sorted(whole["buckets"].items())},
         "lengths": dict(sorted(whole["lengths"].items(), key=lambda item: int(item[0]))),
         "files": dict(sorted(whole["files"].items())),
         "samples": {
@@ -56,6 +65,7 @@ def summary(folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
     steps: dict[str, Counter[str]] = {}
     lengths: dict[str, Counter[str]] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
+    buckets: dict[str, Counter[str]] = {}
     pairs = []
     for life in pq.read_table(Path(item["target"]) / item["ledger"]).to_pylist():
         step = life["step"]
@@ -64,7 +74,11 @@ def summary(folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
         if not step:
             files[life["file"]]["characters"] += life["characters"]
         if step not in ("read", "empty"):
-            languages.setdefault(life["language"] or "other", Counter()).update({"documents": 1, end: 1})
+            language = life["language"] or "other"
+            languages.setdefault(language, Counter()).update({"documents": 1, end: 1})
+            if life["bucket"]:
+                told = {"documents": 1, "characters": life["characters"], "centibits": round(100 * life["score"])}
+                buckets.setdefault(f"{language}: {life['bucket']}", Counter()).update(told)
             lengths.setdefault(str(life["characters"].bit_length()), Counter()).update({"documents": 1, end: 1})
         if step:
             rule = "no record" if step == "read" else life["rule"]
@@ -74,9 +88,19 @@ def summary(folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
         if step == "near":
             pairs.append({"draw": _draw(life["id"]), **{name: life[name] for name in ("id", "twin", "value")}})
     return {
-        **{"files": files, "languages": languages, "steps": steps, "lengths": lengths},
+        **{"files": files, "languages": languages, "buckets": buckets, "steps": steps, "lengths": lengths},
         "samples": {rule: _drawn(found, SAMPLES) for rule, found in samples.items()},
         "pairs": _drawn(pairs, PAIRS),
+    }
+
+
+def _mean(counts: Mapping[str, int]) -> dict[str, Any]:
+    """A bucket's documents, characters and mean bits per byte."""
+    mean = counts.get("centibits", 0) / 100 / counts["documents"]
+    return {
+        "documents": counts["documents"],
+        "characters": counts.get("characters", 0),
+        "bits_per_byte": round(mean, 4),
     }
 
 
@@ -89,7 +113,7 @@ def _drawn(found: Iterable[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def _add(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for what in ("files", "languages", "steps", "lengths"):
+    for what in ("files", "languages", "buckets", "steps", "lengths"):
         for name, counts in part[what].items():
             whole[what][name] = dict(Counter(whole[what].get(name, {})) + Counter(counts))
     for rule, found in part["samples"].items():

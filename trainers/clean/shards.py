@@ -238,5 +238,11 @@ def keys(folder: Path, name: str, what: str) -> Any:
     return np.load(folder / f"{name}.{what}.npy", mmap_mode="r", allow_pickle=False)
 
 
+def bits(folder: Path, name: str) -> NDArray[np.float32] | None:
+    """[rows] the bits per byte of a shard's documents, NaN for those that went before; None where nothing is scored."""
+    path = folder / f"{name}.bits.npy"
+    return np.asarray(np.load(path, allow_pickle=False)) if path.exists() else None
+
+
 def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     return pq.read_table(folder / f"{name}.parquet", columns=columns, partitioning=None)

@@ -96,6 +96,8 @@ def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:
         return [*told, f"  {step} copy of {place(twin)}, record {twin['id']}{likeness}", *_start(life["start"])]
     if step:
         return [*told, f"  {step}: rejected by {life['rule']}: {number(life)}", *_start(life["start"])]
+    if life["bucket"]:
+        told.append(f"  score: {life['score']:.2f} bits per byte, {life['bucket']} of its language")
     file, row = divmod(life["row"], ROWS_PER_FILE)
     name = f"{life['split']}-{file:05d}.parquet"
     return [

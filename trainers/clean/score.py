@@ -1,0 +1,138 @@
+"""How surprised a language model is at each document, in bits per byte: what near copies are chosen, and documents
+sorted into head, middle and tail by. Any causal model folder serves (CCNet, Wenzek et al. 2020)."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.storage import sha256
+from conf.errors import InputError
+from trainers.clean import shards
+from trainers.clean.copies import Shards, Spread
+
+TOKENS = 1024  # of a document; how it begins tells how it goes on
+BATCH = 8192  # tokens of a forward pass, padding included
+STEP = 0.01  # bits per byte: the bins in which quantiles are counted, and to which scores are rounded
+BUCKETS = ("head", "middle", "tail")  # thirds of a language's documents, the least surprising first
+
+
+def score(there: Shards, model: str, spread: Spread) -> None:
+    """Write `<name>.bits.npy` for each shard: [rows] bits per byte, NaN for what does not stay. `exact.npy` says which
+    documents are copies: they are not scored."""
+    items = [{"at": at} for at in range(len(there.names))]
+    for _ in spread(shard, there.common(model=model), items):
+        pass
+
+
+def shard(folder: Path, item: Mapping[str, Any]) -> None:
+    """Score the documents of one shard that stay, unless it is done."""
+    name, first = item["names"][item["at"]], item["firsts"][item["at"]]
+    path = folder / f"{name}.bits.npy"
+    if path.exists():
+        return
+    table = shards.read(folder, name, ["text", "characters", "reason", "step"])
+    gone = np.load(folder / "exact.npy", mmap_mode="r", allow_pickle=False)["id"]
+    ids = first + np.arange(len(table))
+    stays = shards.passing(table) & (ids < item["end"]) & ~np.isin(ids, gone)
+    found = np.full(len(table), np.nan, np.float32)
+    rows = np.flatnonzero(stays)
+    texts = table["text"].to_pylist()
+    found[rows] = bits([texts[row] for row in rows], item["model"])
+    shards.save(path, found)
+
+
+def bits(texts: Sequence[str], model: str) -> NDArray[np.float32]:
+    """[texts] bits per byte of the first `TOKENS` tokens, to `STEP`. Raises `InputError` where there is no model."""
+    import torch
+
+    network, tokenizer = _opened(model)
+    most = min(TOKENS, getattr(network.config, "max_position_embeddings", TOKENS))
+    begin = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    begin = [one for one in begin if one is not None]
+    encoded = [tokenizer.encode(text[: 8 * most], add_special_tokens=False)[: most - len(begin)] for text in texts]
+    found = np.zeros(len(texts), np.float32)
+    for places in _batches([len(ids) + len(begin) for ids in encoded]):
+        rows = [begin + encoded[place] for place in places]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=network.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=network.device)
+        with torch.inference_mode():
+            logits = network(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        for place, row, total in zip(places, rows, (nats * mask[:, 1:]).sum(1).tolist(), strict=True):
+            size = len(tokenizer.decode(row[len(begin) or 1 :]).encode())
+            found[place] = round(total / math.log(2) / max(1, size) / STEP) * STEP
+    return found
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of rows of about one length, as many as fit into a pass."""
+    held: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        if held and lengths[place] * (len(held) + 1) > BATCH:
+            yield held
+            held = []
+        if lengths[place] > 1:
+            held.append(place)
+    if held:
+        yield held
+
+
+def digests(model: str) -> dict[str, str]:
+    """{file: sha256} of what decides a model folder's scores. Raises `InputError` where there is no model."""
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"corpus.score={model}: no model here (config.json is missing)")
+    return {path.name: sha256(path) for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")}
+
+
+@cache
+def _opened(model: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"corpus.score={model}: no causal model to open ({str(error).splitlines()[0]})") from None
+    return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def counted(languages: Sequence[str], scores: NDArray[np.float32]) -> dict[str, dict[str, int]]:
+    """{language: {bin: documents}} of documents with a score."""
+    found: dict[str, Counter[str]] = {}
+    for language, one in zip(languages, scores.tolist(), strict=True):
+        if not math.isnan(one):
+            found.setdefault(language, Counter())[str(round(one / STEP))] += 1
+    return {language: dict(counts) for language, counts in found.items()}
+
+
+def bounds(told: Iterator[list[dict[str, dict[str, int]]]], tail: float) -> dict[str, list[float]]:
+    """{language: bits per byte of the ends of head and middle, and of where the tail is cut off}."""
+    found: dict[str, Counter[str]] = {}
+    for shard in (one for item in told for one in item):
+        for language, counts in shard.items():
+            found.setdefault(language, Counter()).update(counts)
+    ends = [number / len(BUCKETS) for number in range(1, len(BUCKETS))]
+    return {
+        language: [*(quantile(counts, end) for end in ends), quantile(counts, 1 - tail) if tail else math.inf]
+        for language, counts in sorted(found.items())
+    }
+
+
+def quantile(counts: Mapping[str, int], share: float) -> float:
+    """The least number of bits per byte that at least a `share` of the documents do not exceed."""
+    wanted = share * sum(counts.values())
+    below = 0
+    for one in sorted(map(int, counts)):
+        below += counts[str(one)]
+        if below >= wanted:
+            return one * STEP
+    return math.inf
