@@ -15,7 +15,7 @@ COMMON = frozenset(
     "the of and to a in is was that it for with as his on be at by i this had not are but from or have an they which "
     "you were her all she there would their we him been has when who will no more if out so what can do".split()
 )
-_LOOKED_AT = 4096  # characters; the language of a text does not hang on its end
+_LOOKED_AT = 1024  # characters; the language of a text does not hang on its end
 _ENGLISH = 0.15  # share of the words that are `COMMON`, from which a text in Latin letters is English
 
 

@@ -8,6 +8,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.storage import write_file, write_json
@@ -60,37 +63,65 @@ def write(
 
 def summary(folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
     """What one file of the ledger adds: counts, and of each rule and of the copies a few that a hash draws."""
-    files: dict[str, Counter[str]] = {}
-    languages: dict[str, Counter[str]] = {}
-    steps: dict[str, Counter[str]] = {}
-    lengths: dict[str, Counter[str]] = {}
+    table = pq.read_table(Path(item["target"]) / item["ledger"])
+    ends = pc.if_else(pc.equal(table["step"], ""), "kept", table["step"])
+    languages = pc.if_else(pc.equal(table["language"], ""), "other", table["language"])
+    bits = pa.array(np.frexp(table["characters"].to_numpy())[1].astype(str).tolist())  # of the number of characters
+    counted = table.append_column("end", ends).append_column("named", languages).append_column("bits", bits)
+    there = counted.filter(pc.invert(pc.is_in(table["step"], pa.array(["read", "empty"]))))
+    gone = table.filter(pc.not_equal(table["step"], ""))
     samples: dict[str, list[dict[str, Any]]] = {}
-    buckets: dict[str, Counter[str]] = {}
     pairs = []
-    for life in pq.read_table(Path(item["target"]) / item["ledger"]).to_pylist():
-        step = life["step"]
-        end = step or "kept"
-        files.setdefault(life["file"], Counter()).update({"records": 1, end: 1})
-        if not step:
-            files[life["file"]]["characters"] += life["characters"]
-        if step not in ("read", "empty"):
-            language = life["language"] or "other"
-            languages.setdefault(language, Counter()).update({"documents": 1, end: 1})
-            if life["bucket"]:
-                told = {"documents": 1, "characters": life["characters"], "centibits": round(100 * life["score"])}
-                buckets.setdefault(f"{language}: {life['bucket']}", Counter()).update(told)
-            lengths.setdefault(str(life["characters"].bit_length()), Counter()).update({"documents": 1, end: 1})
-        if step:
-            rule = "no record" if step == "read" else life["rule"]
-            steps.setdefault(step, Counter())[rule] += 1
-            shown = {name: life[name] for name in ("file", "line", "offset", "rule", "value", "limit", "note", "start")}
-            samples.setdefault(f"{step}: {rule}", []).append({"draw": _draw(life["id"]), **shown})
-        if step == "near":
-            pairs.append({"draw": _draw(life["id"]), **{name: life[name] for name in ("id", "twin", "value")}})
+    for life in gone.to_pylist():
+        draw, rule = _draw(life["id"]), _rule(life)
+        shown = {name: life[name] for name in ("file", "line", "offset", "rule", "value", "limit", "note", "start")}
+        samples.setdefault(f"{life['step']}: {rule}", []).append({"draw": draw, **shown})
+        if life["step"] == "near":
+            pairs.append({"draw": draw, **{name: life[name] for name in ("id", "twin", "value")}})
     return {
-        **{"files": files, "languages": languages, "buckets": buckets, "steps": steps, "lengths": lengths},
+        "files": _by(counted, "file", "records"),
+        "languages": _by(there, "named", "documents"),
+        "lengths": _by(there, "bits", "documents"),
+        "buckets": _buckets(there),
+        "steps": _rules(gone),
         "samples": {rule: _drawn(found, SAMPLES) for rule, found in samples.items()},
         "pairs": _drawn(pairs, PAIRS),
+    }
+
+
+def _rule(life: Mapping[str, Any]) -> str:
+    return "no record" if life["step"] == "read" else str(life["rule"])
+
+
+def _rules(gone: pa.Table) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for row in gone.group_by(["step", "rule"]).aggregate([("id", "count")]).to_pylist():
+        found.setdefault(row["step"], Counter())[_rule(row)] += row["id_count"]
+    return {step: dict(rules) for step, rules in found.items()}
+
+
+def _by(table: pa.Table, column: str, every: str) -> dict[str, dict[str, int]]:
+    """{value of a column: {`every`: rows, what became of them: rows, characters: of those that stay}}."""
+    found: dict[str, Counter[str]] = {}
+    for row in table.group_by([column, "end"]).aggregate([("id", "count"), ("characters", "sum")]).to_pylist():
+        counts = found.setdefault(row[column], Counter())
+        counts.update({every: row["id_count"], row["end"]: row["id_count"]})
+        if row["end"] == "kept":
+            counts["characters"] += row["characters_sum"]
+    return {value: dict(counts) for value, counts in found.items()}
+
+
+def _buckets(table: pa.Table) -> dict[str, dict[str, int]]:
+    sorted_ones = table.filter(pc.not_equal(table["bucket"], ""))
+    hundredths = pc.round(pc.multiply(sorted_ones["score"], 100)).cast(pa.int64())
+    found = sorted_ones.append_column("centibits", hundredths).group_by(["named", "bucket"])
+    return {
+        f"{row['named']}: {row['bucket']}": {
+            "documents": row["id_count"],
+            "characters": row["characters_sum"],
+            "centibits": row["centibits_sum"],
+        }
+        for row in found.aggregate([("id", "count"), ("characters", "sum"), ("centibits", "sum")]).to_pylist()
     }
 
 

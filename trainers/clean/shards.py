@@ -8,12 +8,13 @@ was killed goes on with those that are there.
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -63,6 +64,9 @@ ROWS = pa.schema(
         "digest": pa.binary(16),
     }
 )
+
+_DECIDED = ("step", "rule", "value", "limit", "note")
+Tallies = dict[str, Tally]
 
 
 @dataclass(frozen=True)
@@ -129,83 +133,92 @@ def _table(rows: list[tuple[str, int, int, bytes, str, bool]]) -> pa.Table:
     return pa.table([pa.array(column, of.type) for column, of in zip(columns, SOURCES, strict=True)], SOURCES)
 
 
-def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[pa.Table, dict[str, Tally]]:
-    """A table of `ROWS` of one of `SOURCES`: each record rendered, normalised and judged by every step."""
+def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[list[Document | str], list[bool], Tallies]:
+    """(the document of each record of a table of `SOURCES`, or why there is none; whether it was repaired; the steps'
+    tallies): rendered, normalised and judged by every step."""
     render = renderer(cfg.template)
     kept_fields = {*cfg.keep, *fields(cfg.template)}
-    rows: list[dict[str, Any]] = []
-    block: list[Document | None] = []
-    for source in table.to_pylist():
-        document, reason, mended = None, source["reason"], False
+    found: list[Document | str] = []
+    mended: list[bool] = []
+    for file, content, reason in zip(*(table[name].to_pylist() for name in ("file", "content", "reason")), strict=True):
+        made: Document | str = reason
+        changed = False
         if not reason:
             try:
-                given = parse(source["file"], source["content"])
+                given = parse(file, content)
                 if cfg.keep:
                     given = {name: value for name, value in given.items() if name in kept_fields}
                 record = {name: repaired(value) if isinstance(value, str) else value for name, value in given.items()}
-                document, mended = Document(clean(render(record)), record), record != given
+                made, changed = Document(clean(render(record)), record), record != given
             except BadRecord as error:
-                reason = str(error)
-        place = {name: source[name] for name in ("file", "line", "offset", "whole_file")}
-        rows.append({**place, "reason": reason, "repaired": mended})
-        block.append(document)
-    tallies = taken(steps, [one for one in block if one and one.text], cfg.template)
-    for row, one in zip(rows, block, strict=True):
-        row |= _judged(one)
-    return pa.Table.from_pylist(rows, ROWS), tallies
-
-
-def _judged(document: Document | None) -> dict[str, Any]:
-    if document is None:
-        return {"text": "", "record": "", "characters": 0, "language": "", "step": ""}
-    verdict, text = document.verdict, document.text
-    told = {
-        "text": text if verdict is None else text[:START],
-        "record": json.dumps(document.record, ensure_ascii=False) if verdict is None else "",
-        "characters": len(text),
-        "language": document.language,
-        "score": document.score,
-        "changes": json.dumps(document.changes, ensure_ascii=False) if document.changes else "",
-        "step": "",
-    }
-    return told | (asdict(verdict) if verdict else {})
+                made = str(error)
+        found.append(made)
+        mended.append(changed)
+    tallies = taken(steps, [one for one in found if isinstance(one, Document) and one.text], cfg.template)
+    return found, mended, tallies
 
 
 def make(folder: Path, name: str, table: pa.Table, cfg: Corpus, steps: Sequence[Named], seed: int) -> dict[str, Any]:
     """Write the shard of a block; its counts."""
-    made, tallies = documents(table, cfg, steps)
-    texts, passed = made["text"].to_pylist(), passing(made)
-    shares = [share_of(text, seed) if stays else None for text, stays in zip(texts, passed, strict=True)]
-    digests = [identity(text) if stays else None for text, stays in zip(texts, passed, strict=True)]
-    made = made.set_column(made.schema.get_field_index("share"), "share", pa.array(shares, pa.float64()))
-    made = made.set_column(made.schema.get_field_index("digest"), "digest", pa.array(digests, pa.binary(16)))
+    found, mended, tallies = documents(table, cfg, steps)
+    passed = [isinstance(one, Document) and bool(one.text) and one.verdict is None for one in found]
+    both = list(zip(found, passed, strict=True))
+    made = pa.table(
+        {
+            **{column: table[column] for column in ("file", "line", "offset", "whole_file")},
+            "reason": ["" if isinstance(one, Document) else one for one in found],
+            "repaired": mended,
+            **{column: [_value(one, column) for one in found] for column in ("language", "score", *_DECIDED)},
+            "text": [_text(one, stays) for one, stays in both],
+            "record": [_json(one.record) if isinstance(one, Document) and stays else "" for one, stays in both],
+            "changes": [_json(one.changes) if isinstance(one, Document) and one.changes else "" for one in found],
+            "characters": [len(one.text) if isinstance(one, Document) else 0 for one in found],
+            "share": [share_of(one.text, seed) if isinstance(one, Document) and stays else None for one, stays in both],
+            "digest": [identity(one.text) if isinstance(one, Document) and stays else None for one, stays in both],
+        }
+    )
+    made = made.select(ROWS.names).cast(ROWS)
     if cfg.near:
-        _write_keys(folder, name, made, passed, cfg.near)
+        _write_keys(folder, name, made, np.array(passed, bool), cfg.near)
     sink = pa.BufferOutputStream()
     pq.write_table(made, sink, compression="zstd")
     write_file(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
     counts = {
         "name": name,
         "rows": len(made),
-        "bad": sum(bool(reason) for reason in made["reason"].to_pylist()),
-        "passed": int(passed.sum()),
+        "bad": sum(not isinstance(one, Document) for one in found),
+        "passed": sum(passed),
         "tallies": {step: tally.plain() for step, tally in tallies.items()},
     }
     write_json(folder / f"{name}.json", counts)
     return counts
 
 
+def _value(document: Document | str, column: str) -> Any:
+    """A column of a document, or of its verdict; nothing where there is neither."""
+    if not isinstance(document, Document):
+        return "" if column in ("language", "step") else None
+    if column not in _DECIDED:
+        return getattr(document, column)
+    if document.verdict is None:
+        return "" if column == "step" else None
+    return getattr(document.verdict, column)
+
+
+def _text(document: Document | str, stays: bool) -> str:
+    if not isinstance(document, Document):
+        return ""
+    return document.text if stays else document.text[:START]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def passing(table: pa.Table) -> NDArray[np.bool_]:
     """[rows] whether a row is a document that every step lets stay."""
-    return np.array(
-        [
-            bool(characters) and not reason and not step
-            for characters, reason, step in zip(
-                *(table[name].to_pylist() for name in ("characters", "reason", "step")), strict=True
-            )
-        ],
-        bool,
-    )
+    none = pc.and_(pc.equal(table["reason"], ""), pc.equal(table["step"], ""))
+    return np.asarray(pc.and_(none, pc.greater(table["characters"], 0)).to_numpy())
 
 
 def _write_keys(folder: Path, name: str, made: pa.Table, passed: Any, threshold: float) -> None:
