@@ -7,7 +7,9 @@ early(__name__)
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from trainers.files.rejects import Rejects, rejects_in
 
 WHOLLY_BAD = 100_000  # records of which none is good: it is not worth to read a terabyte of them
 TASKS = 1024  # of reading, at most
+SHOWN = 16  # tasks from which on their progress is shown
 TOLD = ("read", "kept", "duplicates", "empty", "rejected", "repaired", "removed", "near_duplicates")
 
 
@@ -156,15 +159,16 @@ def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[di
     data = data.map_batches(blocks.load, batch_size=1, fn_kwargs=dict(given), num_cpus=0, compute=readers)
     given["seed"] = cfg.run.seed
     data = data.map_batches(blocks.make, batch_size=1, batch_format="pyarrow", fn_kwargs=dict(given), num_cpus=cpus)
-    with counter("corpus", len(parts)) as bar:
+    before = [0, *accumulate(sum(part.sizes) for part in parts)]  # bytes, for who waits
+    with counter("corpus bytes", before[-1]) as bar:
         records = 0
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
             for told in batch.to_pylist():
                 counts = json.loads(told["counts"])
                 records += counts["rows"]
-                bar.update(told["number"], records=records)
+                bar.update(before[told["number"]] + told["read"], records=records)
                 yield counts
-        bar.update(len(parts), records=records)
+        bar.update(before[-1], records=records)
 
 
 def on_workers(cluster: Cluster, folder: Path) -> Spread:
@@ -174,12 +178,15 @@ def on_workers(cluster: Cluster, folder: Path) -> Spread:
         remote = ray.remote(num_cpus=cluster.cpus_per_worker)(blocks.task)
         shared, pending = ray.put(dict(common)), deque[Any]()
         room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1.0) / cluster.cpus_per_worker))
-        for item in items:
-            if len(pending) == room:
-                yield ray.get(pending.popleft())
-            pending.append(remote.remote(work, folder, shared, dict(item)))
-        while pending:
-            yield ray.get(pending.popleft())
+        given = list(items)
+        with counter(f"corpus {work.__name__}", len(given)) if len(given) >= SHOWN else nullcontext() as bar:
+            for item in [*given, *[None] * room]:
+                if pending and (item is None or len(pending) == room):
+                    yield ray.get(pending.popleft())
+                    if bar:
+                        bar.advance()
+                if item is not None:
+                    pending.append(remote.remote(work, folder, shared, dict(item)))
 
     return spread
 

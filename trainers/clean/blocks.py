@@ -23,24 +23,20 @@ def load(batch: dict[str, Any], cfg: Corpus, folder: str) -> Iterator[pa.Table]:
         names = [part.shard(number) for number in range(read_json(end)["blocks"])]
         if all((Path(folder) / f"{name}.json").exists() for name in names):
             for name in names:
-                yield _row(part, name, b"")
+                yield _row(part, name, b"", sum(part.sizes))
             return
     number = -1
     for number, table in enumerate(shards.blocks(part, cfg)):
         name = part.shard(number)
         there = (Path(folder) / f"{name}.json").exists()
-        yield _row(part, name, b"" if there else _packed(table))
+        read = part.read(table["file"][-1].as_py(), table["offset"][-1].as_py())
+        yield _row(part, name, b"" if there else _packed(table), read)
     write_json(end, {"blocks": number + 1})
 
 
-def _row(part: Part, name: str, content: bytes) -> pa.Table:
-    return pa.table(
-        {
-            "number": [part.number],
-            "name": [name],
-            "content": pa.array([content], pa.large_binary()),
-        }
-    )
+def _row(part: Part, name: str, content: bytes, read: int) -> pa.Table:
+    content_of = pa.array([content], pa.large_binary())
+    return pa.table({"number": [part.number], "read": [read], "name": [name], "content": content_of})
 
 
 def _packed(table: pa.Table) -> bytes:
@@ -60,7 +56,7 @@ def make(batch: pa.Table, cfg: Corpus, folder: str, seed: int) -> pa.Table:
         else:
             counts = read_json(Path(folder) / f"{row['name']}.json")
         told.append(json.dumps(counts))
-    return pa.table({"number": batch["number"], "counts": told})
+    return pa.table({"number": batch["number"], "read": batch["read"], "counts": told})
 
 
 _CHAINS: dict[str, list[Named]] = {}  # of this worker

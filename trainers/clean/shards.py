@@ -65,6 +65,7 @@ ROWS = pa.schema(
     }
 )
 
+_GROWTH = 3  # about how many times as long a text is as its gzip
 _DECIDED = ("step", "rule", "value", "limit", "note")
 Tallies = dict[str, Tally]
 
@@ -76,9 +77,16 @@ class Part:
     number: int
     files: list[str]
     paths: list[str]  # the same, as they are found from any working folder
+    sizes: list[int]  # their bytes; of a dataset, which nobody knows, a block's
 
     def shard(self, block: int) -> str:
         return f"{self.number:06d}-{block:06d}"
+
+    def read(self, file: str, offset: int) -> int:
+        """About how many bytes of the part have been read, at this byte of one of its files; a guess for a gzip."""
+        at = self.files.index(file)
+        here = offset // _GROWTH if file.endswith(".gz") else offset
+        return sum(self.sizes[:at]) + min(here, self.sizes[at])
 
     @property
     def end(self) -> str:
@@ -94,10 +102,11 @@ def parts(files: Sequence[str], paths: Sequence[str]) -> list[Part]:
         there = Path(path)
         size = there.stat().st_size if there.is_file() else BYTES_PER_BLOCK  # a dataset's size nobody knows
         if not found or size > room:
-            found.append(Part(len(found), [], []))
+            found.append(Part(len(found), [], [], []))
             room = BYTES_PER_BLOCK
         found[-1].files.append(file)
         found[-1].paths.append(path)
+        found[-1].sizes.append(size)
         room -= size
     return found
 

@@ -1,14 +1,15 @@
 """The corpus stage without Ray: every task done here, in turn."""
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from conf.knobs.text import Corpus
-from trainers.clean import shards
+from trainers.clean import blocks, shards
 from trainers.clean.copies import Spread, Work
-from trainers.clean.steps import chain
 from trainers.corpus import collect
 
 
@@ -22,8 +23,9 @@ def here(folder: Path) -> Spread:
 def made(folder: Path, cfg: Corpus, seed: int = 0) -> Iterator[dict[str, Any]]:
     """The counts of each working shard."""
     for part in shards.parts(cfg.files, cfg.files):
-        for number, table in enumerate(shards.blocks(part, cfg)):
-            yield shards.make(folder, part.shard(number), table, cfg, chain(cfg), seed)
+        for row in blocks.load({"part": [json.dumps(asdict(part))]}, cfg, str(folder)):
+            for told in blocks.make(row, cfg, str(folder), seed).to_pylist():
+                yield json.loads(told["counts"])
 
 
 def collected(target: Path, cfg: Corpus, seed: int = 0) -> dict[str, Any]:

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import sha256
+from conf.knobs.text import Corpus
+from tests.trainers.clean.direct import collected, here, made
+from trainers.clean import shards
+from trainers.corpus import collect
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = 24_000  # six blocks in the large file
@@ -63,6 +67,29 @@ def hashes(place: Path) -> dict[str, str]:
     }
 
 
+def test_blocks_that_are_finished_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.clean.shards.SOURCES_PER_BLOCK", 4)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(18)))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "other"}) + "\n")
+    cfg = Corpus(files=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], val_fraction=0, test_fraction=0)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    counts = [(folder.mkdir(), collected(folder, cfg))[1] for folder in (whole, cut)]
+    work = cut / "shards"
+    names = sorted(path.stem for path in work.glob("0*-*.json"))
+    assert names == [f"000000-00000{n}" for n in range(5)]  # the small file goes along with its neighbour
+    for gone in ("000000-000002.json", "000000-000004.json", "gone.npy"):
+        (work / gone).unlink()
+    for path in cut.glob("*.parquet"):
+        path.unlink()
+    again: list[str] = []
+    make = shards.make
+    monkeypatch.setattr(shards, "make", lambda *words: (again.append(words[1]), make(*words))[1])
+    assert collect(made(work, cfg), work, cut, cfg, here(work)) == counts[0] == counts[1]
+    assert again == ["000000-000002", "000000-000004"]
+    files = sorted(path.name for path in whole.glob("*.*"))
+    assert [sha256(whole / name) for name in files] == [sha256(cut / name) for name in files] and len(files) == 5
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_and_workers_change_no_byte_and_nothing_is_made_twice(tmp_path: Path) -> None:
@@ -84,8 +111,15 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a shard that is there is not made again",
         "trainers/clean/blocks.py",
-        'yield _row(part, name, b"" if there else _packed(table))',
-        "yield _row(part, name, _packed(table))",
-        None,
+        'b"" if there else _packed(table)',
+        "_packed(table)",
+        "test_blocks_that_are_finished_are_not_made_again",
+    ),
+    (
+        "small files are read together",
+        "trainers/clean/shards.py",
+        "if not found or size > room:",
+        "if True:",
+        "test_blocks_that_are_finished_are_not_made_again",
     ),
 ]
