@@ -52,7 +52,7 @@ MAY_NOT_LOAD = {
     "moe.tasks": {"torch"},
     "moe.text": {"torch"},
     "trainers.files": {"torch", "ray"},
-    "trainers.clean": {"torch", "ray"},
+    **{f"trainers.clean.{name}": {"torch", "ray"} for name in ("blocks", "gather", "report")},
     **{f"trainers.rows.{name}": {"torch"} for name in ("rows", "packing", "mixture", "feed")},
 }
 
