@@ -155,7 +155,8 @@ def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[di
     data.context.target_max_block_size = 2**20  # else blocks would be put together until they are 128 MiB
     # Reading asks for no CPU: a task that waits for its blocks to be cleaned must not hold what cleaning asks for. And
     # Ray would make one task of the two if they asked for the same.
-    readers = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1.0) / cpus)))
+    side_by_side = max(1, int(ray.cluster_resources().get("CPU", 1.0) / cpus))
+    readers = ray.data.TaskPoolStrategy(size=min(len(items), side_by_side))
     data = data.map_batches(blocks.load, batch_size=1, fn_kwargs=dict(given), num_cpus=0, compute=readers)
     given["seed"] = cfg.run.seed
     data = data.map_batches(blocks.make, batch_size=1, batch_format="pyarrow", fn_kwargs=dict(given), num_cpus=cpus)

@@ -92,7 +92,10 @@ def test_report_shows_what_the_stages_measured(cfg: Config) -> None:
     assert '<td style="--load:75%">75</td><td style="--load:25%">25</td>' in text
     assert "<li><b>base, step 10</b> layer 1: &lt;ill&gt;</li>" in text
     assert "<li><b>base, step 11</b> loss 9 &gt; 8: skipped</li>" in text
-    assert "dense twin" not in text
+    assert "dense twin" not in text and "Reports of their own" not in text
+    (cfg.run.folder / "base" / "report.html").write_text("")
+    main(cfg)
+    assert '<a href="base/report.html">base</a>' in (cfg.run.folder / "report.html").read_text()
 
 
 def test_models_are_compared_with_their_intervals(cfg: Config) -> None:

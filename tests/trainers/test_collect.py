@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,14 @@ def test_a_wholly_bad_corpus_is_not_read_to_its_end(tmp_path: Path, monkeypatch:
     (tmp_path / "x.jsonl").write_text("bad\n" * 1000)
     cfg = Corpus(files=[str(tmp_path / "x.jsonl")], max_bad_fraction=0.5)
     read = []
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for counts in made(tmp_path, cfg):
+            read.append(counts)
+            yield counts
+
     with pytest.raises(InputError, match="5 of 5 records are bad"):
-        gathered((read.append(one) or one for one in made(tmp_path, cfg)), tmp_path, tmp_path, cfg, here(tmp_path))
+        gathered(counted(), tmp_path, tmp_path, cfg, here(tmp_path))
     assert len(read) == 2
 
 

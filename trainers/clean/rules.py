@@ -114,6 +114,14 @@ def _han(text: Measured) -> float:
     return han / max(1, han + others)
 
 
+def _top(size: int) -> Callable[[Measured], float]:
+    return lambda text: top_gram(*text.units, size)
+
+
+def _copied(size: int) -> Callable[[Measured], float]:
+    return lambda text: copied_grams(*text.units, size)
+
+
 _ANY = {
     "symbols": Rule(lambda text: text.share(len(_SYMBOL.findall(text.solid))), 0.2),
     "digits": Rule(lambda text: text.share(len(_DIGIT.findall(text.solid))), 0.4),
@@ -155,17 +163,8 @@ PACKS: dict[str, dict[str, Rule]] = {  # by language; "" is any other
         "copied_line_characters": Rule(lambda text: text.copied_lines[1], 0.2),
         "copied_paragraphs": Rule(lambda text: text.copied_paragraphs[0], 0.3),
         "copied_paragraph_characters": Rule(lambda text: text.copied_paragraphs[1], 0.2),
-        **{
-            f"top_{size}_gram": Rule(lambda text, size=size: top_gram(*text.units, size), most)  # type: ignore[misc]
-            for size, most in _GOPHER_TOP.items()
-        },
-        **{
-            f"copied_{size}_grams": Rule(
-                lambda text, size=size: copied_grams(*text.units, size),  # type: ignore[misc]
-                most,
-            )
-            for size, most in _GOPHER_COPIED.items()
-        },
+        **{f"top_{size}_gram": Rule(_top(size), most) for size, most in _GOPHER_TOP.items()},
+        **{f"copied_{size}_grams": Rule(_copied(size), most) for size, most in _GOPHER_COPIED.items()},
     },
     "": {"characters": Rule(lambda text: text.characters, 16, at_least=True), **_ANY},
 }

@@ -46,7 +46,8 @@ class Tally:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Tally":
-        return cls(**{name: Counter(value) if isinstance(value, dict) else value for name, value in told.items()})
+        counts: dict[str, Any] = {**told, "rejected": Counter(told["rejected"]), "changed": Counter(told["changed"])}
+        return cls(**counts)
 
     def add(self, other: "Tally") -> None:
         self.documents += other.documents

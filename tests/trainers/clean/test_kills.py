@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from trainers.clean import shards
 from trainers.corpus import collect
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTS = 24_000  # six blocks in the large file
+DOCUMENTS = 13_000  # three blocks in the large file
 MADE = ("*.json", "exact-*.npy", "near-*.npy")
 
 
@@ -34,15 +35,15 @@ def write(folder: Path) -> list[str]:
         texts[number + 3] += "，写信给 a@b.cn"
     lines = [json.dumps({"text": text}) for text in texts]
     lines[777] = "bad"
-    (folder / "large.jsonl").write_text("\n".join(lines[:20_000]))
+    (folder / "large.jsonl").write_text("\n".join(lines[:9_000]))
     for number in range(8):
-        (folder / f"small-{number}.jsonl").write_text("\n".join(lines[20_000 + 500 * number :][:500]))
+        (folder / f"small-{number}.jsonl").write_text("\n".join(lines[9_000 + 500 * number :][:500]))
     return [str(folder / "large.jsonl"), *(str(folder / f"small-{number}.jsonl") for number in range(8))]
 
 
 def begun(place: Path, files: list[str], cpus: int) -> "subprocess.Popen[bytes]":
     words = [f"run.dir={place}", "run.name=r", f"corpus.files=[{','.join(files)}]", f"cluster.cpus_per_worker={cpus}"]
-    words += ["corpus.steps=[unicode,rules,pii]", "corpus.near=0.7", "corpus.max_bad_fraction=0.1"]
+    words += ["corpus.steps=[unicode,rules,pii]", "corpus.near=0.8", "corpus.max_bad_fraction=0.1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "trainers.corpus", *words, "cluster.object_store_mb=128"]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -73,7 +74,9 @@ def test_blocks_that_are_finished_are_not_made_again(tmp_path: Path, monkeypatch
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "other"}) + "\n")
     cfg = Corpus(files=[str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], val_fraction=0, test_fraction=0)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    counts = [(folder.mkdir(), collected(folder, cfg))[1] for folder in (whole, cut)]
+    for folder in (whole, cut):
+        folder.mkdir()
+    counts = [collected(folder, cfg) for folder in (whole, cut)]
     work = cut / "shards"
     names = sorted(path.stem for path in work.glob("0*-*.json"))
     assert names == [f"000000-00000{n}" for n in range(5)]  # the small file goes along with its neighbour
@@ -83,7 +86,12 @@ def test_blocks_that_are_finished_are_not_made_again(tmp_path: Path, monkeypatch
         path.unlink()
     again: list[str] = []
     make = shards.make
-    monkeypatch.setattr(shards, "make", lambda *words: (again.append(words[1]), make(*words))[1])
+
+    def counted(place: Path, name: str, *words: Any) -> dict[str, Any]:
+        again.append(name)
+        return make(place, name, *words)
+
+    monkeypatch.setattr(shards, "make", counted)
     assert collect(made(work, cfg), work, cut, cfg, here(work)) == counts[0] == counts[1]
     assert again == ["000000-000002", "000000-000004"]
     files = sorted(path.name for path in whole.glob("*.*"))
@@ -96,15 +104,15 @@ def test_kills_and_workers_change_no_byte_and_nothing_is_made_twice(tmp_path: Pa
     files = write(tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
     assert begun(one, files, 8).wait() == 0  # one task at a time
-    first = killed(two, files, 4, lambda work: len(list(work.glob("0*-*.json"))) >= 2)
-    assert 2 <= len(first) < 7
+    first = killed(two, files, 4, lambda work: len(list(work.glob("0*-*.json"))) >= 1)
+    assert 1 <= len(first) < 4
     second = killed(two, files, 4, lambda work: len(list(work.glob("near-*.npy"))) >= 3)
     assert {name: when for name, when in second.items() if name in first} == first
     assert begun(two, files, 4).wait() == 0
     assert hashes(two) == hashes(one) and len(hashes(one)) >= 6
     told = json.loads((one / "r" / "corpus" / "report.json").read_text())["totals"]
     assert (told["rejected"], told["read"]) == (1, DOCUMENTS)
-    assert min(told[name] for name in ("duplicates", "near_duplicates", "removed")) >= 500
+    assert min(told[name] for name in ("duplicates", "near_duplicates", "removed")) >= 250
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)

@@ -33,7 +33,11 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
     (place / "b.jsonl").write_text(json.dumps({"text": "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"}) + "\n")
     corpus = Corpus(
         files=[str(place / "a.jsonl"), str(place / "b.jsonl")],
-        **{"steps": ["rules", "pii"], "near": 0.5, "max_bad_fraction": 0.5, "val_fraction": 0, "test_fraction": 0},
+        steps=["rules", "pii"],
+        near=0.5,
+        max_bad_fraction=0.5,
+        val_fraction=0,
+        test_fraction=0,
     )
     config = Config(run=Run(name="r", dir=str(place)), corpus=corpus)
     with open_stage(config, "corpus", reads=[], settings={"corpus": corpus}) as stage:

@@ -1,6 +1,5 @@
 """Hugging Face datasets as input, written by the library itself."""
 
-import json
 import subprocess
 import sys
 from datetime import date
@@ -8,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from conf.errors import InputError
+from conf.knobs.running import Run
 from conf.knobs.text import Corpus
 from conf.schema import Config
 from trainers import corpus
+from trainers.clean import shards
+from trainers.clean.document import Document
 from trainers.files.rankings import judged, read_rankings
 from trainers.files.readers import absolute, digest, expand, read_records, read_sources
 from trainers.files.samples import read_queries, read_samples
@@ -187,20 +190,22 @@ def test_a_corpus_stage_reads_blocks_of_a_split(tmp_path: Path) -> None:
     features = Features(title=Value("string"), body=Value("string"), photo=Image())
     rows: Rows = [{"title": str(n), "body": "诗", "photo": None} for n in range(3)]
     folder = put(tmp_path / "own", rows, features)
-    template = "{title}: {body}"
-    blocks = list(corpus._load({"file": [folder], "path": [absolute(folder)]}, limit=100, needed=["title", "body"]))
-    (cleaned,) = (corpus._clean(block, template).to_pylist() for block in blocks)
-    assert [row["text"] for row in cleaned] == ["0: 诗", "1: 诗", "2: 诗"]
-    assert json.loads(cleaned[2]["record"]) == {"title": "2", "body": "诗"}
+    cfg = Corpus(files=[folder], template="{title}: {body}", max_line_bytes=100)
+    (part,) = shards.parts([folder], [absolute(folder)])
+    (block,) = shards.blocks(part, cfg)
+    found, _, _ = shards.documents(block, cfg, [])
+    read = [one for one in found if isinstance(one, Document)]
+    assert [one.text for one in read] == ["0: 诗", "1: 诗", "2: 诗"]
+    assert read[2].record == {"title": "2", "body": "诗"}
 
 
 @pytest.mark.ray
 def test_a_corpus_of_a_split_through_ray(ray_cluster: object, tmp_path: Path) -> None:
     folder = put_splits(tmp_path / "own", train=[{"text": f"第{n}首"} for n in range(5)], test=[{"text": "x"}])
-    cfg = Config(corpus=Corpus(files=[f"{folder}:train"]))
-    read = list(corpus.read(expand(cfg.corpus.files), cfg))
-    assert [row["text"] for row in read] == [f"第{n}首" for n in range(5)]
-    assert {row["file"] for row in read} == {f"{folder}:train"}
+    cfg = Config(corpus=Corpus(files=[f"{folder}:train"]), run=Run(name="r", dir=str(tmp_path)))
+    assert corpus.main(cfg)["kept"] == 5
+    ledger = pq.read_table(cfg.run.folder / "corpus" / "ledger-00000.parquet")
+    assert ledger["characters"].to_pylist() == [3] * 5 and set(ledger["file"].to_pylist()) == {f"{folder}:train"}
 
 
 def test_the_library_is_loaded_only_for_a_dataset(tmp_path: Path) -> None:
