@@ -5,6 +5,7 @@ from conf.entry import early, job
 early(__name__)
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -155,11 +156,12 @@ def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[di
     data.context.target_max_block_size = 2**20  # else blocks would be put together until they are 128 MiB
     # Reading asks for no CPU: a task that waits for its blocks to be cleaned must not hold what cleaning asks for. And
     # Ray would make one task of the two if they asked for the same.
-    side_by_side = max(1, int(ray.cluster_resources().get("CPU", 1.0) / cpus))
-    readers = ray.data.TaskPoolStrategy(size=min(len(items), side_by_side))
+    room = side_by_side(cfg.cluster)
+    readers, cleaners = (ray.data.TaskPoolStrategy(size=size) for size in (min(len(items), room), room))
     data = data.map_batches(blocks.load, batch_size=1, fn_kwargs=dict(given), num_cpus=0, compute=readers)
     given["seed"] = cfg.run.seed
-    data = data.map_batches(blocks.make, batch_size=1, batch_format="pyarrow", fn_kwargs=dict(given), num_cpus=cpus)
+    more: dict[str, Any] = {"batch_format": "pyarrow", "fn_kwargs": given, "num_cpus": cpus, "compute": cleaners}
+    data = data.map_batches(blocks.make, batch_size=1, **more)
     before = [0, *accumulate(sum(part.sizes) for part in parts)]  # bytes, for who waits
     with counter("corpus bytes", before[-1]) as bar:
         records = 0
@@ -172,13 +174,20 @@ def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[di
         bar.update(before[-1], records=records)
 
 
+def side_by_side(cluster: Cluster) -> int:
+    """How many tasks at a time. A Ray that was started here says that it has more CPUs than there are: each task more
+    than these would cost the start of a process, and save no time."""
+    room = int(ray.cluster_resources().get("CPU", 1.0) / cluster.cpus_per_worker)
+    return max(1, room if os.environ.get("RAY_ADDRESS") else min(room, os.cpu_count() or 1))
+
+
 def on_workers(cluster: Cluster, folder: Path) -> Spread:
-    """Runs tasks on the cluster's workers, a few more than it has room for, and gives what they return in order."""
+    """Runs tasks on the cluster's workers, as many at a time as it has room for; what they return comes in order."""
 
     def spread(work: copies.Work, common: Mapping[str, Any], items: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=cluster.cpus_per_worker)(blocks.task)
         shared, pending = ray.put(dict(common)), deque[Any]()
-        room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1.0) / cluster.cpus_per_worker))
+        room = side_by_side(cluster)
         given = list(items)
         with counter(f"corpus {work.__name__}", len(given)) if len(given) >= SHOWN else nullcontext() as bar:
             for item in [*given, *[None] * room]:
