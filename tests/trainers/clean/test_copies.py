@@ -83,6 +83,12 @@ def test_planted_near_copies_are_found_and_others_stay(tmp_path: Path, language:
     assert len(right) >= 0.99 * len(gone)
 
 
+def test_what_is_half_the_same_stays(tmp_path: Path) -> None:
+    parts = [poem[:60] for poem in chinese(36)]
+    texts = [parts[at] + parts[at + more] for more in (12, 24) for at in range(12)]  # a third of the runs in common
+    assert [life["step"] for life in found(texts, tmp_path / "half")] == [""] * 24
+
+
 def test_the_best_stays_and_of_equals_the_first(tmp_path: Path) -> None:
     text = "".join(chinese(2))
     near_ones = [text, text[:-1] + "甲", text[:-1] + "乙", "完全不同的另外一首，和上面的都没有关系。" * 3]
@@ -127,10 +133,10 @@ def test_estimates() -> None:
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
-        "English is compared by words",
+        "the words of two texts are told apart",
         "trainers/clean/near.py",
         "(crc32(word.encode()) for word in words)",
-        "(len(word) for word in words)",
+        "(0 for word in words)",
         "test_planted_near_copies_are_found_and_others_stay",
     ),
     (
@@ -138,7 +144,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "trainers/clean/copies.py",
         "like = alike >= np.float32(threshold)",
         "like = alike >= 0",
-        "test_planted_near_copies_are_found_and_others_stay",
+        "test_what_is_half_the_same_stays",
     ),
     (
         "who goes is like one that stays",

@@ -79,6 +79,7 @@ def test_numbers_worked_by_hand() -> None:
     lengths = codes("\1\2\1\2\3").astype(int)
     assert top_gram(numbered(words), lengths, 2) == 2 * 3 / 9
     assert copied_grams(numbered(words), lengths, 2) == 3 / 9  # the second "x yy"
+    assert copied_grams(numbered(list("aabaaa")), codes("\1" * 6).astype(int), 2) == 3 / 6  # the last three
     assert copied_grams(numbered(words), lengths, 3) == top_gram(numbered(words), lengths, 3) == 0.0
 
 
