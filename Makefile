@@ -15,11 +15,15 @@ LM_EVAL_PACKAGES := lm-eval==0.4.13 evaluate==0.4.6 more-itertools==11.2.1 sqlit
 	mbstrdecoder==1.1.4 pathvalidate==3.3.1 chardet==7.7.0 pytz==2026.6
 LM_EVAL := .venv/lm-eval
 
+# What drives a browser in the tests of the chat page; the browser itself is the system's: apt-get install chromium.
+BROWSER_PACKAGES := playwright==1.65.2 pyee==13.0.1 greenlet==3.5.6 typing_extensions==4.16.0
+BROWSER := .venv/browser
+
 # Two processes of one thread each: on models this small the threads of one process mostly wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-slow test-all check bench serve gpu gpu-check megablocks-cpu lm-eval clean
+.PHONY: help setup native demo test test-slow test-all check bench serve browser gpu gpu-check megablocks-cpu lm-eval clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -90,6 +94,12 @@ lm-eval: $(LM_EVAL)/.installed  ## lm-evaluation-harness, for PYTHONPATH=.venv/l
 # Beside site-packages as well: its tasks are large, and what it would upgrade is pinned here.
 $(LM_EVAL)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(LM_EVAL) --no-deps $(LM_EVAL_PACKAGES)
+	touch $@
+
+browser: $(BROWSER)/.installed  ## what the chat page is tested with, beside the system's chromium
+
+$(BROWSER)/.installed: | $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(BROWSER) --no-deps $(BROWSER_PACKAGES)
 	touch $@
 
 clean:  ## remove caches and build leftovers; keeps runs/ and .venv

@@ -63,7 +63,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "sft.curriculum": {_DECIDES: "stages revisit pace"},
     "rank": {
         _DECIDES: "prompts answers temperatures max_new_tokens principles margin judges weights",
-        _FREE: "actors timeout",  # what is asked together does not hang on how many answer
+        _FREE: "actors timeout feedback",  # not on how many answer at once, and on what is in the file, not on its name
     },
     "judge": {
         _DECIDES: "url model folder compare votes temperature max_new_tokens retries",
@@ -90,7 +90,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "prune": {_FREE: "model target keep"},
     "serve": {
         _FREE: "model host port slots max_new_tokens queue max_body_bytes header_timeout body_timeout drain_timeout "
-        "hosts origins int8",
+        "hosts origins auth keys keys_env key_in_flight key_per_minute int8",
     },
     "cluster": {
         _ROUNDS: "workers threads gpus_per_worker deterministic slots shard expert_parallel",

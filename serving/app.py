@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -17,30 +18,39 @@ from conf.knobs.running import Serve
 from moe.generation.engine import Sampling
 from moe.text.chat import answer_ids, prompt_ids
 from moe.text.tokenizer import Tokenizer
-from serving import schema
+from serving import schema, votes, web
 from serving.decoding import Answers, Busy, Died, TooMany
 from serving.door import Door
+from serving.keys import Key, Limits
 from serving.replies import ChatReply, EventStream, Reply, Served, TextReply, unavailable
 from serving.schema import ApiError, ChatRequest, CompletionRequest, parse
 
 COLDEST = 1e-3  # temperatures below it are greedy: logits divided by less leave the range of float32
 
 
-def endpoint(served: Served, cfg: Serve) -> FastAPI:
-    """The ASGI app. Every error has OpenAI's shape."""
+def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = ()) -> FastAPI:
+    """The ASGI app, which answers whoever has one of the `keys`, everybody without any. Every error has OpenAI's
+    shape."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         served.decoding.close()
+        if served.feedback is not None:
+            served.feedback.close()
 
     # A redirect would lead to whatever host the client names.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     if cfg.origins:
         app.add_middleware(CORSMiddleware, allow_origins=cfg.origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Door, cfg)  # the last one added is the first one asked
+    app.add_middleware(Door, cfg, keys, Limits())  # the last one added is the first one asked
     app.add_exception_handler(HTTPException, _error_response)
-    card = {"id": served.name, "object": "model", "created": served.created, "owned_by": "conclave"}
+    app.include_router(web.routes())
+    app.include_router(votes.routes(served.feedback, served.principles))
+    card = {
+        **{"id": served.name, "object": "model", "created": served.created, "owned_by": "conclave"},
+        **{"max_model_len": served.context, "principles": list(served.principles), "version": served.version},
+    }
 
     @app.get("/health")
     @app.get("/healthz")
@@ -48,6 +58,10 @@ def endpoint(served: Served, cfg: Serve) -> FastAPI:
         if error := served.decoding.error or served.decoding.closing:
             raise unavailable(error)
         return {"status": "ok", "model": served.name, "answers": served.decoding.active}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(served.decoding.meter.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 
 from moe.generation.engine import Engine, Sampling, Token
 from moe.generation.scoring import Scores, score
+from serving.metrics import Clock, Meter
 
 _LOOK, _FAREWELL = 0.05, 2.0  # seconds: between two looks at what runs, and for the last words to be sent
 
@@ -68,15 +69,15 @@ class Answers:
     def put(self, item: tuple[int, Token] | Died) -> None:
         self._loop.call_soon_threadsafe(self._tokens.put_nowait, item)
 
-    def stop(self, index: int) -> None:
+    def stop(self, index: int, why: str = "stop") -> None:
         """This answer needs no more tokens; free what it holds. Harmless when it has ended."""
         self._going.discard(index)
-        self._thread.cancel(self._names[index])
+        self._thread.cancel(self._names[index], why)
 
     def close(self) -> None:
         """No answer needs more tokens."""
         for index in range(len(self._names)):
-            self.stop(index)
+            self.stop(index, "abort")
         self._thread.forget(self)
 
 
@@ -96,7 +97,7 @@ class _Question:
 class DecodingThread:
     """Drives an engine. At most `slots` answers of the engine are decoded together and at most `waiting` wait."""
 
-    def __init__(self, engine: Engine, *, waiting: int, threads: int = 1) -> None:
+    def __init__(self, engine: Engine, *, waiting: int, threads: int = 1, name: str = "") -> None:
         self._engine = engine
         self._waiting = waiting
         self._limit = engine.slots + waiting
@@ -104,12 +105,14 @@ class DecodingThread:
         # (name, prompt, sampling) adds, a name cancels, a question is answered, None ends the thread
         self._inbox: queue.SimpleQueue[tuple[str, list[int], Sampling] | str | _Question | None] = queue.SimpleQueue()
         self._questions: deque[_Question] = deque()
-        self._answers: dict[str, tuple[Answers, int]] = {}
+        self._answers: dict[str, tuple[Answers, int, Clock]] = {}
         self._open: set[Answers] = set()  # requests that are not closed
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self.error: Died | None = None
         self.closing: Closing | None = None
+        self.meter = Meter(name)
+        self.meter.watch(lambda: self._count(runs=True), lambda: self._count(runs=False))
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self._thread.start()
 
@@ -117,6 +120,10 @@ class DecodingThread:
     def active(self) -> int:
         """Answers under way, the waiting ones included."""
         return len(self._answers)
+
+    def _count(self, *, runs: bool) -> int:
+        with self._lock:
+            return sum(clock.runs == runs for _, _, clock in self._answers.values())
 
     def submit(self, asked: Sequence[tuple[list[int], Sampling]]) -> Answers:
         """Queue an answer for each (prompt, sampling), all or none. Called from a running event loop, which gets the
@@ -138,7 +145,8 @@ class DecodingThread:
                 raise self.closing
             if len(self._answers) + len(names) > self._limit:
                 raise Busy(f"{len(self._answers)} answers are under way and at most {self._limit} may be")
-            self._answers |= {name: (answers, index) for index, name in enumerate(names)}
+            clocks = [Clock(len(prompt)) for prompt, _ in asked]
+            self._answers |= {name: (answers, place, clocks[place]) for place, name in enumerate(names)}
             self._open.add(answers)
         for name, (prompt, sampling) in zip(names, asked, strict=True):
             self._inbox.put((name, prompt, sampling))
@@ -154,10 +162,11 @@ class DecodingThread:
             self._inbox.put(question)
         return await asyncio.wrap_future(question.scores)
 
-    def cancel(self, name: str) -> None:
+    def cancel(self, name: str, why: str = "abort") -> None:
         with self._lock:
             known = self._answers.pop(name, None)
         if known is not None:
+            self.meter.ended(known[2], why)
             self._inbox.put(name)
 
     def forget(self, answers: Answers) -> None:
@@ -221,13 +230,16 @@ class DecodingThread:
             if token.finish is not None:
                 self._answers.pop(token.request, None)
         if known is not None:  # else cancelled while this step was decoded
-            answers, index = known
+            answers, index, clock = known
+            self.meter.token(clock)
+            if token.finish is not None:
+                self.meter.ended(clock, token.finish)
             answers.put((index, token))
 
     def _end(self, error: Died) -> None:
         with self._lock:
             self.error = error
-            left = {id(answers): answers for answers, _ in self._answers.values()}
+            left = {id(answers): answers for answers, _, _ in self._answers.values()}
             self._answers.clear()
         for answers in left.values():
             answers.put(error)

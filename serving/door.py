@@ -7,7 +7,8 @@ the proxy itself says has the API's shape, and before the app, which may stand b
 import asyncio
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -15,20 +16,28 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from conf.knobs.running import Serve
+from serving.keys import Key, Limits, holder
 from serving.schema import RETRY_AFTER, ApiError
 
 # Headers by which a client could steer Ray Serve's proxy: its timeout, whether it hears of a disconnect, its routing.
 _NOT_THE_CLIENTS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id")
 _SERVES_OWN = (*_NOT_THE_CLIENTS, "x-session-id")
 _FORM = "application/json"
+_OPEN = ("/health", "/healthz", "/-/healthz")  # what needs no key: ours, and that of Serve's proxy
 
 
 class Door:
-    """ASGI middleware. Lets a request in once it may ask and its body has arrived whole."""
+    """ASGI middleware. Lets a request in once it may ask and its body has arrived whole. Whose key it came with is in
+    `scope["state"]["asker"]`, "" where none is needed.
 
-    def __init__(self, app: ASGIApp, cfg: Serve) -> None:
+    Where there are `limits`, what each key may ask for is counted: at one door of the two, or each would count.
+    """
+
+    def __init__(self, app: ASGIApp, cfg: Serve, keys: Sequence[Key] = (), limits: Limits | None = None) -> None:
         self._app = app
         self._cfg = cfg
+        self._keys = keys
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -39,12 +48,23 @@ class Door:
             return
         try:
             check_asker(scope, self._cfg)
+            key = self._key(scope)
             body = await self._body(scope, receive)
+            if body is not None:
+                with self._limits.counted(key) if self._limits and key and _asks(scope) else nullcontext():
+                    await self._inside(_named(_stripped(scope), key), receive, send, body)
         except ApiError as error:
+            error.headers = {**(error.headers or {}), **_readable(scope, self._cfg)}
             await _answer(error, send, close=error.status_code == 408)
-            return
-        if body is not None:
-            await self._inside(_stripped(scope), receive, send, body)
+
+    def _key(self, scope: Scope) -> Key | None:
+        """Whose key the request came with; None where none is needed. Raises `ApiError` 401."""
+        headers = dict(scope["headers"])
+        # A browser asks first, and without the key, whether a page may send it; which page is checked by now.
+        asks_first = scope["method"] == "OPTIONS" and {b"origin", b"access-control-request-method"} <= headers.keys()
+        if not self._keys or scope["path"] in _OPEN or asks_first:
+            return None
+        return holder(self._keys, headers, page=not scope["path"].startswith("/v1/"))
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the client left before its end."""
@@ -146,6 +166,21 @@ def _plain(status: int, text: str) -> ApiError:
     busy = status in (429, 503)
     code = "overloaded" if busy else "not_found" if status == 404 else "internal_error"
     return ApiError(status, text or f"status {status}", code=code, retry=RETRY_AFTER if busy else 0)
+
+
+def _asks(scope: Scope) -> bool:
+    """Whether a request makes work, which a look at the page and its files does not."""
+    return bool(scope["method"] == "POST")
+
+
+def _named(scope: Scope, key: Key | None) -> Scope:
+    return dict(scope) | {"state": dict(scope.get("state", {})) | {"asker": key.name if key else ""}}
+
+
+def _readable(scope: Scope, cfg: Serve) -> dict[str, str]:
+    """What lets a page that may ask read a refusal, too."""
+    origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+    return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"} if origin and origin in cfg.origins else {}
 
 
 def _too_long(limit: int) -> ApiError:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,28 +11,37 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from conf.knobs.running import Serve
+from conf.knobs.running import Auth, Serve
 from serving.door import Door
+from serving.keys import Key
 from serving.schema import ApiError
 
 _LAST_LOOK = 0.1  # seconds
-_SETTINGS = "CONCLAVE_SERVE"  # the knobs, in the proxy's environment
+_SETTINGS = "CONCLAVE_SERVE"  # the knobs and the keys' digests, in the proxy's environment
 
 
-def environment(cfg: Serve) -> dict[str, str]:
+def environment(cfg: Serve, keys: Sequence[Key]) -> dict[str, str]:
     """What Serve's controller, and the proxies that it starts, must find in their environment."""
+    told = {"serve": asdict(cfg) | {"auth": cfg.auth.value}, "keys": [asdict(key) for key in keys]}
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares",
-        _SETTINGS: json.dumps(asdict(cfg)),
+        _SETTINGS: json.dumps(told),
     }
 
 
 def middlewares() -> list[Middleware]:
     """Called by Serve in each proxy before it listens. Its server has no knob for the headers' deadline, so that the
     class that it takes for a connection is ours."""
-    cfg = Serve(**json.loads(os.environ[_SETTINGS]))
+    cfg, keys = settings(os.environ)
     auto.AutoHTTPProtocol = connection(cfg)
-    return [Middleware(Door, cfg)]
+    return [Middleware(Door, cfg, keys)]
+
+
+def settings(given: Mapping[str, str]) -> tuple[Serve, tuple[Key, ...]]:
+    """What `environment` has put into it."""
+    told = json.loads(given[_SETTINGS])
+    cfg = Serve(**told["serve"] | {"auth": Auth(told["serve"]["auth"])})
+    return cfg, tuple(Key(**key) for key in told["keys"])
 
 
 def connection(cfg: Serve) -> type[HttpToolsProtocol]:

@@ -1,19 +1,22 @@
 """The Ray Serve deployment: one replica owns the model, the decoding thread and the HTTP endpoint."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from cluster.feedback import FILE, Store
 from conf.schema import Config
-from moe.decoder import Decoder
-from moe.formats import hugging_face as model_folder
 from moe.generation.engine import Engine
-from moe.generation.quantize import quantize
+from moe.tasks.domain import Domain
 from moe.text.tokenizer import Tokenizer
 from serving.app import endpoint
 from serving.decoding import DecodingThread
+from serving.keys import Key
+from serving.models import load_model, version
 from serving.replies import Served
 
 # Requests that reach the replica, and as many that may be on their way: the endpoint itself says who has to come back,
@@ -23,20 +26,27 @@ ONGOING = 4096
 
 @serve.ingress()
 class Replica:
-    def __init__(self, folder: str, name: str, cfg: Config) -> None:
-        self._cfg = cfg.serve
+    def __init__(
+        self, folder: str, name: str, cfg: Config, keys: Sequence[Key], *, store: Path, principles: tuple[str, ...]
+    ) -> None:
+        self._cfg, self._keys = cfg.serve, keys
         model, tokenizer = load_model(folder, int8=cfg.serve.int8, device=cfg.cluster.device), Tokenizer.load(folder)
         engine = Engine(model, cfg.serve.slots, tokenizer.stop)
         self._served = Served(
             name=name,
             tokenizer=tokenizer,
-            decoding=DecodingThread(engine, waiting=cfg.serve.queue, threads=decoding_threads(cfg.cluster.threads)),
+            decoding=DecodingThread(
+                engine, waiting=cfg.serve.queue, threads=decoding_threads(cfg.cluster.threads), name=name
+            ),
             context=model.cfg.context,
+            version=version(Path(folder)),
+            principles=principles,
+            feedback=Store(store),
             max_new_tokens=cfg.serve.max_new_tokens,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint(self._served, self._cfg)
+        return endpoint(self._served, self._cfg, self._keys)
 
     async def drain(self) -> None:
         """Begin nothing more; returns when all that runs has ended, or after the deadline was cut off in words."""
@@ -53,13 +63,8 @@ def decoding_threads(given: int) -> int:
     return given or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
-def load_model(folder: str, *, int8: bool, device: str = "cpu") -> Decoder:
-    model = model_folder.load(folder)
-    return (quantize(model) if int8 else model).to(device)
-
-
-def application(folder: str, name: str, cfg: Config) -> Application:
-    """The app that serves the model of `folder` under `name`, ready for `serve.run`."""
+def application(folder: str, name: str, cfg: Config, keys: Sequence[Key]) -> Application:
+    """The app that serves the model of `folder` under `name` to who has one of the `keys`, ready for `serve.run`."""
     deployment = serve.deployment(
         name="chat",
         num_replicas=1,
@@ -69,4 +74,6 @@ def application(folder: str, name: str, cfg: Config) -> Application:
         graceful_shutdown_timeout_s=5.0,
         health_check_period_s=5.0,
     )
-    return deployment(Replica).bind(folder, name, cfg)
+    # What hangs on where the command was given, its folder and the modules beside it, is settled here.
+    more = {"store": cfg.run.folder / FILE, "principles": Domain.of(cfg.tasks).principles}
+    return deployment(Replica).bind(folder, name, cfg, keys, **more)

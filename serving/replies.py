@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from cluster.feedback import Store
+from moe.tasks.task import PRINCIPLES
 from moe.text.tokenizer import Tokenizer
 from serving.decoding import Answers, Busy, Closing, DecodingThread, Died
 from serving.schema import (
@@ -37,6 +39,9 @@ class Served:
     context: int  # positions of the model
     max_new_tokens: int  # the bound of an answer in a chat where the client names none
     created: int = field(default_factory=lambda: int(time.time()))  # unix seconds
+    version: str | None = None  # of its weights, which `system_fingerprint` names
+    principles: tuple[str, ...] = PRINCIPLES  # under which an answer can be better
+    feedback: Store | None = None  # what people say of its answers
 
 
 def unavailable(error: Busy | Died) -> ApiError:
@@ -65,7 +70,7 @@ class Reply(ABC):
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": served.name,
-            "system_fingerprint": None,
+            "system_fingerprint": served.version,
         }
 
     @property

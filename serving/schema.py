@@ -57,6 +57,7 @@ class ApiError(HTTPException):
     def __init__(self, status: int, message: str, *, code: str, param: str | None = None, retry: int = 0) -> None:
         super().__init__(status, message, headers={"Retry-After": str(retry)} if retry else None)
         kind = "invalid_request_error" if status < 500 else "server_error"
+        kind = "rate_limit_error" if status == 429 else kind
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -250,7 +251,7 @@ class CompletionRequest(Request):
         return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
 
 
-Kind = TypeVar("Kind", bound=Request)
+Kind = TypeVar("Kind", bound=Strict)
 
 
 def parse(body: bytes, kind: type[Kind]) -> Kind:

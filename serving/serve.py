@@ -5,11 +5,9 @@ from conf.entry import early, job
 early(__name__)
 
 import contextlib
-import json
 import signal
 import socket
 import threading
-from pathlib import Path
 from threading import Event
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -19,36 +17,15 @@ from ray import serve
 from ray.exceptions import RayError
 
 from cluster.connect import connect
-from cluster.run import CHATTING, newest_model
 from conf.errors import InputError
 from conf.schema import Config
-from moe.text.tokenizer import Tokenizer
+from moe.tasks.domain import Domain
+from serving.keys import admitted
+from serving.models import find_model
 from serving.proxy import environment
 from serving.replica import application
 
 APP = "conclave"
-
-
-def find_model(cfg: Config) -> tuple[Path, str]:
-    """(folder, the name it is served under): `serve.model`, or the run's newest finished chat model.
-
-    Raises InputError if there is none, a file is damaged, or model and tokenizer do not belong together.
-    """
-
-    folder = newest_model(cfg, cfg.serve.model, among=CHATTING, knob="serve.model")
-    _check_vocabulary(folder)
-    return folder, folder.name if cfg.serve.model else f"{cfg.run.name}-{folder.name}"
-
-
-def _check_vocabulary(folder: Path) -> None:
-
-    allotted = json.loads((folder / "config.json").read_text("utf-8")).get("vocab_size")
-    needed = Tokenizer.load(folder).size
-    if not allotted or allotted < needed:
-        raise InputError(
-            f"{folder / 'config.json'}: vocab_size={allotted}, but the tokenizer beside it needs {needed}; "
-            "they are not of the same run"
-        )
 
 
 def free_port(host: str, port: int) -> int:
@@ -67,14 +44,15 @@ def start(cfg: Config) -> tuple[str, str]:
     """Start the app on the connected Ray cluster -> (address, name of the model). Returns once it answers."""
 
     folder, name = find_model(cfg)
+    keys = admitted(cfg.serve)
     port = free_port(cfg.serve.host, cfg.serve.port)
     # No request_timeout_s: it would cut long streams.
     serve.start(
         http_options={"host": cfg.serve.host, "port": port},
         logging_config={"enable_access_log": False},
-        controller_options={"runtime_env": {"env_vars": environment(cfg.serve)}},
+        controller_options={"runtime_env": {"env_vars": environment(cfg.serve, keys)}},
     )
-    serve.run(application(str(folder), name, cfg), name=APP, route_prefix="/")
+    serve.run(application(str(folder), name, cfg, keys), name=APP, route_prefix="/")
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(cfg.serve.host, cfg.serve.host)
     address = f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
     _check_answers(address, port)
@@ -122,12 +100,17 @@ def wait_for_signal() -> Event:
 def main(cfg: Config) -> dict[str, float]:
 
     find_model(cfg)  # what the user got wrong shows before a cluster is started
+    Domain.of(cfg.tasks)
+    keyed = bool(admitted(cfg.serve))
     connect(cfg.cluster)
     address, name = start(cfg)
     asked = wait_for_signal()
     print(f"{name} answers at {address}/v1 (Ctrl-C ends it). Try:\n", flush=True)
     body = f'{{"model": "{name}", "stream": true, "messages": [{{"role": "user", "content": "你是谁？"}}]}}'
-    print(f"  curl -N {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n", flush=True)
+    bearer = ' -H "Authorization: Bearer $KEY"' if keyed else ""
+    print(
+        f"  curl -N {address}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d '{body}'\n", flush=True
+    )
     while not asked.wait(1.0):
         pass
     print("shutting down", flush=True)

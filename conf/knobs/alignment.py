@@ -61,6 +61,7 @@ class Reward(Fit):
 class Judges(Enum):
     rules = "rules"  # the domain's verdict
     ai = "ai"  # a model that is asked, see `judge`
+    feedback = "feedback"  # people, of the answers that the server gave them: their conversations, beside the queries
 
 
 class Compare(Enum):
@@ -78,8 +79,9 @@ class Rank:
     max_new_tokens: int = 96
     principles: list[str] = field(default_factory=list)  # of those that the domain scores; empty: all
     margin: float = 0.05  # two answers whose scores differ by less are tied: no pair
-    judges: list[Judges] = field(default_factory=lambda: [Judges.rules])  # rules, ai; the mean of their scores ranks
+    judges: list[Judges] = field(default_factory=lambda: [Judges.rules])  # rules, ai, whose mean ranks; feedback
     weights: dict[str, float] = field(default_factory=dict)  # of a judge's scores in that mean; unnamed: 1
+    feedback: str = ""  # the file of what people said; empty: the run's own, feedback.sqlite3
     actors: int = 2
     timeout: float = 600.0  # seconds; deadline of one remote call
 

@@ -70,6 +70,12 @@ class Evaluate:
         return {f"evaluate.{name}": getattr(self, name) for name in names}
 
 
+class Auth(Enum):
+    auto = "auto"  # keys where there are any; without them only this machine may ask
+    keys = "keys"  # every request needs one
+    none = "none"  # nobody needs one, which only a loopback address allows
+
+
 @dataclass(kw_only=True)
 class Serve:
     model: str = ""  # a model folder; empty: the best of rl, hfft, cohft, chat in the run
@@ -84,9 +90,17 @@ class Serve:
     drain_timeout: float = 30.0  # seconds that running answers get to end once the server was asked to
     hosts: list[str] = field(default_factory=list)  # host names of this server beside localhost; "*": any
     origins: list[str] = field(default_factory=list)  # of web pages that may ask: https://chat.example.org; "*": any
+    auth: Auth = Auth.auto  # auto: keys where there are any, none on loopback without; keys; none
+    keys: str = ""  # a file of API keys, a line each: <name> <key> [in_flight=<n>] [per_minute=<n>]
+    keys_env: str = ""  # the environment variable that holds such lines, instead of a file
+    key_in_flight: int = 0  # requests of one key at a time where its line says nothing; 0: any number
+    key_per_minute: int = 0  # requests of one key in a minute where its line says nothing; 0: any number
     int8: bool = False  # weights in int8: a quarter of the memory
 
     def __post_init__(self) -> None:
+        for knob in ("key_in_flight", "key_per_minute"):
+            if (value := getattr(self, knob)) < 0:
+                raise InputError(f"serve.{knob}={value} must not be negative")
         positive("serve", self, "slots", "max_new_tokens", "queue", "max_body_bytes", "header_timeout", "body_timeout")
         if self.drain_timeout < 0:
             raise InputError(f"serve.drain_timeout={self.drain_timeout:g} must not be negative")

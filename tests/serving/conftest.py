@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,3 +80,39 @@ def served_address(ray_cluster: None, tiny: Tiny) -> Iterator[str]:
     assert name == "tiny"
     yield address
     serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from tests.serving.browsers import opened  # which imports this file
+
+    with opened() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "feedback.sqlite3"
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, tiny: Tiny, store: Path) -> Iterator[str]:
+    from tests.serving.browsers import served
+
+    with served(tiny, store) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """Open, in a browser that has never been here; whatever fails on it fails the test."""
+    context = browser.new_context(locale="en-GB")
+    context.set_default_timeout(60_000)
+    tab = context.new_page()
+    failures: list[str] = []
+    tab.on("pageerror", lambda error: failures.append(str(error)))
+    tab.goto(address)
+    tab.wait_for_function("document.querySelector('#model').textContent === 'tiny'")
+    yield tab
+    context.close()
+    assert failures == []

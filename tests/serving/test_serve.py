@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from cluster import storage
+from cluster.feedback import for_training
 from conf.errors import InputError
 from conf.knobs import running
 from conf.schema import Config
-from serving.serve import find_model, free_port
+from serving.models import find_model, load_model, version
+from serving.serve import free_port
 from tests import readme
 from tests.serving.conftest import Tiny
 
@@ -91,23 +93,37 @@ def test_no_model_ends_the_command_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
+def test_the_command_answers_and_ends_when_asked(tiny: Tiny, tmp_path: Path) -> None:
     words = [sys.executable, *readme.command("python -m serving.serve").words[1:]]
-    words += [f"serve.model={tiny.folder}", "serve.port=0"]
+    words += [f"serve.model={tiny.folder}", "serve.port=0", f"run.dir={tmp_path}", "serve.keys_env=OUR_KEYS"]
     words += ["cluster.object_store_mb=128", f"cluster.temp_dir=/tmp/conclave-serve-{os.getpid()}"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    env["OUR_KEYS"] = "alice sk-0123456789abcdef per_minute=3"
+    key = {"Authorization": "Bearer sk-0123456789abcdef"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
     try:
         assert process.stdout is not None
         address = re.fullmatch(r"tiny answers at (http://127.0.0.1:\d+)/v1 .*\n", process.stdout.readline())
         assert address
         body = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "max_tokens": 4, "temperature": 0}
-        reply = httpx.post(f"{address[1]}/v1/chat/completions", json=body, timeout=600)
+        assert httpx.post(f"{address[1]}/v1/chat/completions", json=body).status_code == 401  # through Serve's proxy
+        assert httpx.get(f"{address[1]}/-/routes").status_code == 401
+        reply = httpx.post(f"{address[1]}/v1/chat/completions", json=body, headers=key, timeout=600)
         assert reply.json()["usage"]["completion_tokens"] == 4
+        assert reply.json()["system_fingerprint"] == version(tiny.folder)
+        assert (
+            'generation_tokens_total{engine="0",model_name="tiny"} 4.0'
+            in httpx.get(f"{address[1]}/metrics", headers=key).text
+        )
+        assert "<title>Conclave</title>" in httpx.get(address[1], headers=key).text
+        vote = {"id": "f", "conversation": "c", "kind": "up", "messages": body["messages"], "answers": [{"text": "好"}]}
+        assert httpx.post(f"{address[1]}/v1/feedback", json=vote, headers=key).status_code == 201
+        assert [vote.owner for vote in for_training(tmp_path / "default" / "feedback.sqlite3")] == ["alice"]
         long = body | {"max_tokens": 900, "stream": True}
-        with httpx.stream("POST", f"{address[1]}/v1/chat/completions", json=long, timeout=600) as stream:
+        with httpx.stream("POST", f"{address[1]}/v1/chat/completions", json=long, headers=key, timeout=600) as stream:
             lines = stream.iter_lines()
             next(lines)
+            assert httpx.post(f"{address[1]}/v1/feedback", json=vote, headers=key).status_code == 429  # the fourth
             process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert process.wait(600) == 0
@@ -120,7 +136,6 @@ def test_the_command_answers_and_ends_when_asked(tiny: Tiny) -> None:
 
 def test_int8_is_what_answers_when_it_is_asked_for(tiny: Tiny) -> None:
     from moe.kernels.int8 import Int8
-    from serving.replica import load_model
 
     whole, small = load_model(str(tiny.folder), int8=False), load_model(str(tiny.folder), int8=True)
     assert torch.equal(whole.lm_head.weight, tiny.model.lm_head.weight)
@@ -129,7 +144,18 @@ def test_int8_is_what_answers_when_it_is_asked_for(tiny: Tiny) -> None:
 
 def test_the_model_that_answers_lies_where_the_cluster_says(tiny: Tiny) -> None:
     from conf.knobs.running import Cluster
-    from serving.replica import load_model
 
     assert [Cluster(gpus_per_worker=share).device for share in (0.0, 0.5)] == ["cpu", "cuda"]
     assert load_model(str(tiny.folder), int8=False, device="meta").device.type == "meta"  # as of a GPU, without one
+
+
+def test_a_version_is_of_the_bytes_wherever_they_lie_and_sealed_or_not(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.folder, tmp_path / "copy")
+    assert version(tmp_path / "copy") == version(tiny.folder)
+    storage.seal(tmp_path / "copy")
+    assert version(tmp_path / "copy") == version(tiny.folder)
+    (tmp_path / "copy" / "manifest.json").unlink()
+    weights = tmp_path / "copy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert version(tmp_path / "copy") != version(tiny.folder)
+    assert re.fullmatch("fp_[0-9a-f]{16}", version(tiny.folder))
