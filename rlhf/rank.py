@@ -14,8 +14,8 @@ import ray
 from cluster.connect import connect
 from cluster.progress import counter
 from cluster.room import bundle, check_room
-from cluster.run import make, model_stage, open_stage, present
-from cluster.storage import write_file
+from cluster.run import make, model_stage, open_stage, present, read_manifest
+from cluster.storage import Damaged, write_file
 from conf.errors import InputError
 from conf.knobs.alignment import Judges, Rank
 from conf.schema import Config
@@ -26,8 +26,9 @@ from moe.tasks.measure import read_task_file
 from moe.text.tokenizer import Tokenizer
 from rlhf.actors.calls import pooled
 from rlhf.actors.rollout import Rollout
-from rlhf.judges import ai, rules
+from rlhf.judges import ai, feedback, rules
 from rlhf.judges.agreement import agreement
+from rlhf.judges.feedback import Told
 from rlhf.judges.opinions import Asked, Opinion, placed, together
 from rlhf.messages import Response
 from rlhf.rollouts import Query, fitting, ranked
@@ -36,6 +37,8 @@ TOGETHER = 128  # requests of one call
 
 
 def reads(cfg: Config, there: Collection[str]) -> list[str]:
+    if not _samples(cfg.rank):
+        return []
     return [model_stage(cfg, "chat", there), "tasks"]
 
 
@@ -48,18 +51,33 @@ def check(cfg: Config) -> None:
             raise InputError(f"rank.weights.{name}: no such judge in rank.judges=[{','.join(judges)}]")
     if Judges.ai in cfg.rank.judges:
         ai.check(cfg)
+    if Judges.feedback in cfg.rank.judges:
+        feedback.check(cfg)
+        if "feedback" in cfg.rank.weights:
+            raise InputError(
+                "rank.weights.feedback: people judge the answers that they were given, which no other judge scores; "
+                "leave it out"
+            )
+
+
+def _samples(cfg: Rank) -> bool:
+    """Whether answers are sampled to be judged: people alone judge those that they were given."""
+    return cfg.judges != [Judges.feedback]
 
 
 @job
 def main(cfg: Config) -> dict[str, float]:
     """Read the chat (or parent) and tasks stages, write rankings.jsonl: one query a line, with its answers, scores and
-    ranks."""
+    ranks. What people said is read from its store, and writes corrections.jsonl, too: samples for `sft.files`."""
     check(cfg)
     domain = Domain.of(cfg.tasks)
     principles = domain.chosen(cfg.rank.principles)
+    people = feedback.told(feedback.store(cfg), principles) if Judges.feedback in cfg.rank.judges else None
+    if people and not _samples(cfg.rank):
+        return of_people(people, cfg, principles)
     if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
         make(cfg, "parent")
-    settings = decisive(cfg, principles)
+    settings = decisive(cfg, principles, people)
     with open_stage(cfg, "ranked", reads=reads(cfg, present(cfg)), settings=settings) as stage:
         if stage.done:
             return stage.metrics
@@ -86,23 +104,59 @@ def main(cfg: Config) -> dict[str, float]:
             ranking(each, {judge: by_query[place] for judge, by_query in opinions.items()}, cfg.rank)
             for place, each in enumerate(asked)
         ]
-        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rankings)
-        write_file(stage.folder / "rankings.jsonl", lines)
         if len(opinions) > 1:
             metrics |= agreement(rankings, principles)
+        if people:
+            rankings, metrics = rankings + people.rankings, metrics | people.metrics
+        written(stage.folder, rankings, people)
         return stage.finish({**summary(rankings, principles), **metrics})
 
 
-def decisive(cfg: Config, principles: Sequence[str]) -> dict[str, Any]:
-    """What the stage's result hangs on. The rules alone know nothing of other judges' knobs, nor did runs that were
-    made before there were others."""
-    knobs = {name: getattr(cfg.rank, name) for name in cfg.rank.__dataclass_fields__}
+def of_people(people: Told, cfg: Config, principles: Sequence[str]) -> dict[str, float]:
+    """The stage where people alone judge. It takes no time, and its old rankings have what somebody has asked to be
+    forgotten: whenever the store has changed it is made again, and nobody is asked."""
+    if not people.rankings:
+        raise InputError(
+            f"{feedback.store(cfg)}: its {people.metrics['feedback/votes']:.0f} votes compare no two answers yet; "
+            "that takes a pick, a correction, or a thumb up and one down in the same conversation"
+        )
+    settings = decisive(cfg, principles, people)
+    with open_stage(cfg, "ranked", reads=[], settings=settings, measures=_only_people(cfg)) as stage:
+        if stage.done:
+            return stage.metrics
+        written(stage.folder, people.rankings, people)
+        return stage.finish({**summary(people.rankings, principles), **people.metrics})
+
+
+def _only_people(cfg: Config) -> bool:
+    """Whether people alone made the rankings that are there: others' took hours."""
+    try:
+        return bool(read_manifest(cfg.run.folder / "ranked")["config"]["rank"].get("judges") == ["feedback"])
+    except Damaged:
+        return False
+
+
+def written(folder: Path, rankings: Sequence[dict[str, Any]], people: Told | None) -> None:
+    for name, lines in {"rankings": rankings, **({"corrections": people.samples} if people else {})}.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_file(folder / f"{name}.jsonl", text)
+
+
+def decisive(cfg: Config, principles: Sequence[str], people: Told | None = None) -> dict[str, Any]:
+    """What the stage's result hangs on; of people's conversations each by name, so that the manifest says which it has.
+    The rules alone know nothing of other judges' knobs, nor did runs that were made before there were others."""
+    knobs = {name: getattr(cfg.rank, name) for name in cfg.rank.__dataclass_fields__ if name != "feedback"}
     knobs["principles"] = list(principles)
+    heard = {"feedback": {"conversations": people.conversations}} if people else {}
+    if not _samples(cfg.rank):
+        return {"rank": {"judges": knobs["judges"], "principles": knobs["principles"]}, **heard}
+    if Judges.ai not in cfg.rank.judges and people:
+        return {"rank": knobs, **heard}
     if cfg.rank.judges == [Judges.rules]:
         return {"rank": {name: value for name, value in knobs.items() if name not in ("judges", "weights")}}
     judge = {name: getattr(cfg.judge, name) for name in cfg.judge.__dataclass_fields__}
     judge["folder"] = ai.who(cfg.judge) if cfg.judge.folder else ""  # by what it holds, wherever it lies
-    return {"rank": knobs, "judge": judge}
+    return {"rank": knobs, "judge": judge, **heard}
 
 
 def answered(

@@ -65,11 +65,16 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "make bench": Installs("an hour of both cores"),
     "make gpu": Installs("a package built for a GPU"),
     "make gpu-check": Installs("needs a GPU; tests/gpu/test_check.py takes its steps without one"),
+    "make browser": Installs("packages beside the environment, which the tests of the chat page use where they are"),
     "make lm-eval": Installs("packages beside the environment"),
     "PYTHONPATH=.venv/lm-eval": Installs("needs make lm-eval and a task's data from the network"),
     "curl": Elsewhere("tests/serving/test_endpoint.py::test_the_readmes_curl_is_answered"),
     "from openai": Elsewhere("tests/serving/test_endpoint.py::test_the_readmes_client_is_answered"),
     "python -m serving.serve": Elsewhere("tests/serving/test_serve.py::test_the_command_answers_and_ends_when_asked"),
+    "python -m serving.chat": Elsewhere("tests/serving/test_chat.py::test_the_command_talks_until_the_end_of_input"),
+    "python -m rlhf.rank run.name=demo rank.judges=[feedback]": Elsewhere(
+        "tests/rlhf/judges/test_feedback.py::test_the_stage_ranks_what_people_said_and_forgets_what_they_forget"
+    ),
     "export RAY_AUTH_MODE=token": Elsewhere("tests/cluster/test_job_submit.py::head"),
     "ray start --head": Elsewhere("tests/cluster/test_job_submit.py::head"),
     "ray job submit": Elsewhere("tests/cluster/test_job_submit.py::test_a_job_runs_on_the_cluster_it_was_submitted_to"),
