@@ -40,7 +40,8 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "rlhf.compare": "evaluate tasks pipeline cluster tracker run",
     "moe.convert": "convert parent run",
     "moe.plan": "plan gpu model parent compute optim pretrain tokens tokenizer serve cluster",
-    "serving.serve": "serve run cluster",
+    "serving.serve": "serve tasks run cluster",
+    "serving.chat": "serve tasks run cluster",
     "cluster.report": "run",
     "cluster.pipeline": "pipeline run cluster tracker",
 }

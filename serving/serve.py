@@ -105,7 +105,7 @@ def main(cfg: Config) -> dict[str, float]:
     connect(cfg.cluster)
     address, name = start(cfg)
     asked = wait_for_signal()
-    print(f"{name} answers at {address}/v1 (Ctrl-C ends it). Try:\n", flush=True)
+    print(f"{name} answers at {address}/v1 and has a page at {address} (Ctrl-C ends it). Try:\n", flush=True)
     body = f'{{"model": "{name}", "stream": true, "messages": [{{"role": "user", "content": "你是谁？"}}]}}'
     bearer = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     print(

@@ -43,9 +43,11 @@ def opened() -> Iterator[Any]:
         browser = driver.chromium.launch(
             executable_path=program, args=["--no-sandbox"] if os.geteuid() == 0 else [], chromium_sandbox=False
         )
-        yield browser
-        browser.close()
-    sys.path.remove(str(DRIVER))
+        try:
+            yield browser
+        finally:
+            browser.close()
+            sys.path.remove(str(DRIVER))
 
 
 class Slow(Engine):
@@ -68,9 +70,19 @@ def served(tiny: Tiny, store: Path, keys: Sequence[Key] = ()) -> Iterator[str]:
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def until(page: Any, what: str) -> None:
+    """Wait for a value that is true. The page's policy lets nothing on it be evaluated: it is asked for each time."""
+    ends = time.monotonic() + 60
+    while not page.evaluate(what):
+        assert time.monotonic() < ends, what
+        page.wait_for_timeout(20)
 
 
 def say(page: Any, words: str, *, whole: bool = True) -> None:

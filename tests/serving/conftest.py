@@ -106,13 +106,15 @@ def address(browser: Any, tiny: Tiny, store: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """Open, in a browser that has never been here; whatever fails on it fails the test."""
+    from tests.serving.browsers import until
+
     context = browser.new_context(locale="en-GB")
     context.set_default_timeout(60_000)
     tab = context.new_page()
     failures: list[str] = []
     tab.on("pageerror", lambda error: failures.append(str(error)))
     tab.goto(address)
-    tab.wait_for_function("document.querySelector('#model').textContent === 'tiny'")
+    until(tab, "document.querySelector('#model').textContent === 'tiny'")
     yield tab
     context.close()
     assert failures == []

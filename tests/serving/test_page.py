@@ -13,16 +13,16 @@ from conf.knobs.running import Run
 from conf.schema import Config
 from moe.tasks.task import PRINCIPLES
 from rlhf.judges.feedback import told
-from tests.serving.browsers import kept, last, say, short
+from tests.serving.browsers import kept, last, say, short, until
 
 pytestmark = pytest.mark.slow
 
 
 def test_an_answer_streams_is_stopped_and_goes_on(page: Any) -> None:
     say(page, "你好", whole=False)
-    page.wait_for_function("document.querySelector('.assistant .text').innerText.length > 20")
+    until(page, "document.querySelector('.assistant .text').innerText.length > 20")
     before = last(page)
-    page.wait_for_function(f"document.querySelector('.assistant .text').innerText.length > {len(before) + 20}")
+    until(page, f"document.querySelector('.assistant .text').innerText.length > {len(before) + 20}")
     page.click("#stop")
     page.wait_for_selector(".note")
     assert page.inner_text(".note").startswith("Stopped.")
@@ -40,7 +40,7 @@ def test_an_answer_streams_is_stopped_and_goes_on(page: Any) -> None:
 
 def test_a_reload_in_mid_stream_keeps_what_had_come_and_offers_to_go_on(page: Any) -> None:
     say(page, "你好", whole=False)
-    page.wait_for_function("document.querySelector('.assistant .text').innerText.length > 40")
+    until(page, "document.querySelector('.assistant .text').innerText.length > 40")
     page.reload()
     page.wait_for_selector(".note")
     assert page.inner_text(".note").startswith("The page was left before the answer's end")
@@ -60,7 +60,7 @@ def test_edits_and_retries_are_branches_and_none_is_lost(page: Any) -> None:
     page.locator(".user").first.get_by_label("Edit").click()
     page.locator(".inner textarea").fill("三")
     page.get_by_role("button", name="Send as a new branch").click()
-    page.wait_for_function("document.querySelector('.user .text').innerText === '三'")
+    until(page, "document.querySelector('.user .text').innerText === '三'")
     page.wait_for_selector("#send:visible")
     assert page.locator(".user .text").all_inner_texts() == ["三"]
     assert page.get_by_role("group", name="Branch 2 of 2").count() == 1
@@ -82,8 +82,8 @@ def test_votes_are_in_the_store_and_the_next_rankings_find_them(page: Any, store
     def fresh() -> list[Any]:
         return [vote for vote in for_training(store) if vote.id not in before] if store.exists() else []
 
-    def until(count: int, what: str) -> None:
-        page.wait_for_function(f"document.querySelector('#status').textContent === '{what}'")
+    def stored(count: int, what: str) -> None:
+        until(page, f"document.querySelector('#status').textContent === '{what}'")
         assert len(fresh()) == count
         page.evaluate("document.querySelector('#status').textContent = ''")
 
@@ -92,7 +92,7 @@ def test_votes_are_in_the_store_and_the_next_rankings_find_them(page: Any, store
     shown = kept(page)["turns"]
     (answer,) = [turn for turn in shown.values() if turn["role"] == "assistant"]
     page.get_by_label("Good answer").click()
-    until(1, "Your vote is stored.")
+    stored(1, "Your vote is stored.")
     up = fresh()[0]
     assert (up.said["kind"], up.said["messages"]) == ("up", [{"role": "user", "content": "春"}])
     assert up.said["answers"] == [
@@ -108,20 +108,20 @@ def test_votes_are_in_the_store_and_the_next_rankings_find_them(page: Any, store
     page.locator(".reason select").select_option("clear")
     page.locator(".reason input").fill("so it is")
     page.get_by_role("button", name="Send the reason").click()
-    until(1, "Your vote is stored.")
+    stored(1, "Your vote is stored.")
     assert (fresh()[0].said["principle"], fresh()[0].said["comment"]) == ("clear", "so it is")
     page.get_by_label("Good answer").click()  # again: taken back
-    until(0, "Your vote is deleted.")
+    stored(0, "Your vote is deleted.")
     page.get_by_role("button", name="Better answer…").click()
     page.locator(".inner textarea").fill("花开")
     page.get_by_role("button", name="Send this correction").click()
-    until(1, "Your vote is stored.")
+    stored(1, "Your vote is stored.")
     page.check("#two")
     say(page, "秋")
     assert page.locator(".duel .text").count() == 2
     page.locator(".duel select").select_option("helpful")
     page.get_by_role("button", name="This one is better").last.click()
-    until(2, "Your vote is stored.")
+    stored(2, "Your vote is stored.")
     pick = fresh()[1].said
     assert (pick["kind"], pick["better"], pick["principle"]) == ("better", 1, "helpful")
     assert [turn["content"] for turn in pick["messages"]] == ["春", answer["content"], "秋"]
@@ -138,7 +138,7 @@ def test_votes_are_in_the_store_and_the_next_rankings_find_them(page: Any, store
     # a conversation that is deleted here is forgotten there
     page.on("dialog", lambda dialog: dialog.accept())
     page.locator("nav li.current .icon").click()
-    page.wait_for_function("document.querySelectorAll('nav li').length === 0")
+    until(page, "document.querySelectorAll('nav li').length === 0")
     assert fresh() == []
 
 
@@ -149,7 +149,7 @@ def test_whoever_wants_no_training_is_believed(page: Any, store: Path) -> None:
     page.click("#dialog button.strong")
     say(page, "冬")
     page.get_by_label("Bad answer").click()
-    page.wait_for_function("document.querySelector('#status').textContent === 'Your vote is stored.'")
+    until(page, "document.querySelector('#status').textContent === 'Your vote is stored.'")
     assert not [vote for vote in for_training(store) if vote.said["messages"][-1]["content"] == "冬"]
     stored = page.evaluate("fetch('v1/feedback').then(r => r.json())")["data"]
     assert [vote["visible_to"] for vote in stored if vote["messages"][-1]["content"] == "冬"] == ["me"]
@@ -163,7 +163,7 @@ def test_the_votes_of_the_page_are_what_the_stage_ranks(store: Path, page: Any) 
     page.check("#two")
     say(page, "夏")
     page.get_by_role("button", name="This one is better").first.click()
-    page.wait_for_function("document.querySelector('#status').textContent === 'Your vote is stored.'")
+    until(page, "document.querySelector('#status').textContent === 'Your vote is stored.'")
     place = store.parent
     cfg = Config(run=Run(name=place.name, dir=str(place.parent)), rank=Rank(judges=[Judges.feedback]))
     assert rank.main(cfg)["pairs"] >= 1

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.feedback import for_training
 from serving.web import PAGE
-from tests.serving.browsers import imports, say, served, short
+from tests.serving.browsers import imports, say, served, short, until
 from tests.serving.conftest import Tiny
 from tests.serving.test_keys import ALICE, SECRET
 
@@ -90,9 +90,7 @@ def test_conversations_are_found_exported_and_imported(page: Any, browser: Any, 
     other.set_input_files(
         "#file", {"name": "x.json", "mimeType": "application/json", "buffer": b'{"talks": [{"id": 1}]}'}
     )
-    other.wait_for_function(
-        "document.querySelector('#trouble').textContent.startsWith('This file has no conversations')"
-    )
+    until(other, "document.querySelector('#trouble').textContent.startsWith('This file has no conversations')")
     other.close()
 
 
@@ -157,17 +155,17 @@ def test_everything_has_a_name_and_the_keyboard_is_enough(page: Any) -> None:
 
 def test_where_keys_are_needed_the_browser_asks_for_one(browser: Any, tiny: Tiny, tmp_path: Path) -> None:
     with served(tiny, tmp_path / "f.sqlite3", (ALICE,)) as address:
-        stranger = browser.new_page()
-        assert stranger.goto(address).status == 401
+        stranger = browser.new_context()
+        assert stranger.request.get(address).status == 401
         stranger.close()
         context = browser.new_context(http_credentials={"username": "any", "password": SECRET}, locale="en-GB")
         page = context.new_page()
         page.goto(address)
-        page.wait_for_function("document.querySelector('#model').textContent === 'tiny'")
+        until(page, "document.querySelector('#model').textContent === 'tiny'")
         short(page, 3)
         say(page, "春")
         page.get_by_label("Good answer").click()
-        page.wait_for_function("document.querySelector('#status').textContent === 'Your vote is stored.'")
+        until(page, "document.querySelector('#status').textContent === 'Your vote is stored.'")
         context.close()
     assert [vote.owner for vote in for_training(tmp_path / "f.sqlite3")] == ["alice"]
 
@@ -177,7 +175,7 @@ def test_a_page_of_another_origin_gets_nothing(browser: Any, address: str) -> No
     page.goto("about:blank")
     asks = """([address, mode]) => fetch(address + 'v1/models', {mode}).then(r => r.text()).catch(e => e.name)"""
     assert page.evaluate(asks, [address, "cors"]) == "TypeError"
-    assert page.evaluate(asks, [address, "no-cors"]) == ""
+    assert page.evaluate(asks, [address, "no-cors"]) in ("", "TypeError")  # as the browser is stricter itself
     page.close()
 
 
