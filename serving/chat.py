@@ -18,7 +18,7 @@ from moe.text.tokenizer import Tokenizer
 from serving.models import find_model, load_model, version
 from serving.terminal import Left, Session
 
-DRAWN = {"temperature": 0.8, "top_p": 1.0}
+TEMPERATURE = 0.8  # until /temperature says otherwise
 
 
 @job
@@ -34,7 +34,7 @@ def main(cfg: Config) -> dict[str, float]:
         version=version(folder),
         principles=Domain.of(cfg.tasks).principles,
         store=Store(cfg.run.folder / FILE),
-        sampling=Sampling(cfg.serve.max_new_tokens, **DRAWN),
+        sampling=Sampling(cfg.serve.max_new_tokens, temperature=TEMPERATURE),
     )
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # arrow keys and the lines before, where Python has it

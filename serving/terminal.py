@@ -113,7 +113,8 @@ class Session:
             raise InputError(f"/{name} {value}: give a number") from None
         if not lowest <= number <= highest:
             raise InputError(f"/{name} {value}: must lie in [{lowest:g}, {highest:g}]")
-        self.sampling = replace(self.sampling, **{field_name: number})
+        changed: dict[str, Any] = {field_name: number}
+        self.sampling = replace(self.sampling, **changed)
         return f"{name}={number:g}", None
 
     def _system(self, text: str) -> tuple[str, None]:

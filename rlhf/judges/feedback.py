@@ -127,7 +127,8 @@ def _rankings(talk: Talk, principles: Sequence[str]) -> Iterator[dict[str, Any]]
         pairs[pair if pair[::-1] not in pairs else pair[::-1]].append(better)
     whole = _whole(talk)
     for place, (texts, words) in enumerate(pairs.items()):
-        under = {ALL: words, **{name: [word for word in words if word.principle == name] for name in principles}}
+        under: dict[str | None, list[Better]] = {ALL: words}
+        under |= {name: [word for word in words if word.principle == name] for name in principles}
         shares = {name: sum(w.first == texts[0] for w in said) / len(said) for name, said in under.items() if said}
         answers = [
             {

@@ -14,12 +14,12 @@ from starlette.types import Receive, Scope, Send
 
 from conf.errors import InputError
 from conf.knobs.running import Auth, Serve
-from serving import keys as ours
 from serving import proxy
 from serving.app import endpoint
 from serving.door import Door
-from serving.keys import Key, Limits, admitted
+from serving.keys import Key, Limits, admitted, holder
 from serving.proxy import environment, settings
+from serving.schema import ApiError
 from tests.serving.test_behind_door import says
 from tests.serving.test_door import refusal
 
@@ -47,7 +47,7 @@ def test_keys_are_read_from_a_file_or_a_variable_and_only_their_digests_are_kept
     told = environment(cfg, admitted(cfg))
     assert settings(told) == (cfg, (ALICE, BOB))
     assert SECRET not in json.dumps(told)
-    monkeypatch.setattr(proxy.auto, "AutoHTTPProtocol", None)  # which the next line sets for this process
+    monkeypatch.setattr("serving.proxy.auto.AutoHTTPProtocol", None)  # which the next line sets for this process
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert [each.args for each in proxy.middlewares()] == [(cfg, (ALICE, BOB))]
@@ -157,8 +157,8 @@ def test_every_digest_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPat
         compared.append(other)
         return one == other
 
-    monkeypatch.setattr(ours.hmac, "compare_digest", watched)
-    found = ours.holder((ALICE, BOB), {b"x-api-key": SECRET.encode()}, page=False)
+    monkeypatch.setattr("hmac.compare_digest", watched)
+    found = holder((ALICE, BOB), {b"x-api-key": SECRET.encode()}, page=False)
     assert found == ALICE
     assert compared == [ALICE.digest, BOB.digest]  # the first fits, and the second is looked at all the same
 
@@ -227,7 +227,7 @@ def test_a_key_has_so_many_requests_under_way_and_no_more() -> None:
 
 def test_a_key_asks_so_often_in_a_minute_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(ours.time, "monotonic", lambda: now)
+    monkeypatch.setattr("serving.keys.time.monotonic", lambda: now)
     limits, carol = Limits(), key("carol", SECRET, per_minute=2)
 
     def asked() -> int:
@@ -235,7 +235,7 @@ def test_a_key_asks_so_often_in_a_minute_and_no_more(monkeypatch: pytest.MonkeyP
         try:
             with limits.counted(carol):
                 return 0
-        except ours.ApiError as error:
+        except ApiError as error:
             assert error.status_code == 429
             return int(dict(error.headers or {})["Retry-After"])
 
