@@ -96,6 +96,7 @@ def test_no_model_ends_the_command_in_one_line(tmp_path: Path) -> None:
 def test_the_command_answers_and_ends_when_asked(tiny: Tiny, tmp_path: Path) -> None:
     words = [sys.executable, *readme.command("python -m serving.serve").words[1:]]
     words += [f"serve.model={tiny.folder}", "serve.port=0", f"run.dir={tmp_path}", "serve.keys_env=OUR_KEYS"]
+    words += ["serve.drain_timeout=300"]  # a busy machine is slow
     words += ["cluster.object_store_mb=128", f"cluster.temp_dir=/tmp/conclave-serve-{os.getpid()}"]
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["OUR_KEYS"] = "alice sk-0123456789abcdef per_minute=3"
