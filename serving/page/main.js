@@ -1,7 +1,7 @@
 // What happens on the chat page: the conversation that is shown, answers that stream into it, votes on them.
 
 import * as api from "./api.js";
-import { byId, el } from "./dom.js";
+import { byId, el, sign } from "./dom.js";
 import * as talks from "./talks.js";
 import { ballot, conversation, text } from "./view.js";
 import { say, speak } from "./words.js";
@@ -51,7 +51,7 @@ function renderTalks() {
   const rows = found.map((each) =>
     el("li", { class: each.id === talk.id ? "row current" : "row" },
       el("button", { class: "open", "aria-current": each.id === talk.id ? "true" : false, onclick: () => open(each) }, each.title || say("untitled")),
-      el("button", { class: "icon", "aria-label": `${say("delete")}: ${each.title}`, title: say("delete"), onclick: () => forget(each) }, "🗑")));
+      el("button", { class: "icon", "aria-label": `${say("delete")}: ${each.title}`, title: say("delete"), onclick: () => forget(each) }, sign("delete"))));
   byId("talks").replaceChildren(...(rows.length || !words ? rows : [el("li", { class: "small" }, say("nothing"))]));
 }
 

@@ -1,9 +1,9 @@
 // One turn of a conversation as elements, with the buttons that act on it; `act` has what each does.
 
-import { copy, el } from "./dom.js";
+import { copy, el, sign } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { after, messages } from "./talks.js";
-import { say } from "./words.js";
+import { named, say } from "./words.js";
 
 export function conversation(talk, shown, context, act) {
   if (!shown.length) return [el("p", { class: "welcome" }, say("welcome"))];
@@ -30,10 +30,10 @@ export function text(turn) {
 }
 
 const button = (turn, what, press, more = {}) =>
-  el("button", { type: "button", id: `${turn.id}-${what}`, onclick: press, ...more }, more.sign ?? say(what));
+  el("button", { type: "button", id: `${turn.id}-${what}`, onclick: press, ...more }, say(what));
 
-const icon = (turn, what, sign, press, more = {}) =>
-  el("button", { type: "button", id: `${turn.id}-${what}`, class: "icon", "aria-label": say(what), title: say(what), onclick: press, ...more }, sign);
+const icon = (turn, what, shown, press, more = {}) =>
+  el("button", { type: "button", id: `${turn.id}-${what}`, class: "icon", "aria-label": say(what), title: say(what), onclick: press, ...more }, shown);
 
 function branches(talk, turn, act) {
   const all = after(talk, turn.parent);
@@ -47,7 +47,7 @@ function branches(talk, turn, act) {
 }
 
 function userTools(turn, context, act) {
-  return [icon(turn, "edit", "✎", () => edit(turn, context, act), { disabled: context.busy }), icon(turn, "copy", "⧉", () => copy(turn.content))];
+  return [icon(turn, "edit", sign("edit"), () => edit(turn, context, act), { disabled: context.busy }), icon(turn, "copy", sign("copy"), () => copy(turn.content))];
 }
 
 function tools(talk, turn, context, act) {
@@ -56,11 +56,11 @@ function tools(talk, turn, context, act) {
   const rate = turn.tokens > 1 && turn.seconds > 0 ? ((turn.tokens - 1) / turn.seconds).toFixed(1) : "–";
   const thumb = turn.votes.up ? "up" : turn.votes.down ? "down" : null;
   return [
-    icon(turn, "copy", "⧉", () => copy(turn.content)),
-    icon(turn, "retry", "↻", () => act.retry(turn), { disabled: context.busy }),
-    icon(turn, "compare", "⚖", () => act.compare(turn), { disabled: context.busy || !turn.content }),
-    icon(turn, "up", "👍", () => act.thumb(turn, "up"), pressed("up")),
-    icon(turn, "down", "👎", () => act.thumb(turn, "down"), pressed("down")),
+    icon(turn, "copy", sign("copy"), () => copy(turn.content)),
+    icon(turn, "retry", sign("retry"), () => act.retry(turn), { disabled: context.busy }),
+    icon(turn, "compare", sign("compare"), () => act.compare(turn), { disabled: context.busy || !turn.content }),
+    icon(turn, "up", sign("up"), () => act.thumb(turn, "up"), pressed("up")),
+    icon(turn, "down", sign("down"), () => act.thumb(turn, "down"), pressed("down")),
     button(turn, "better_answer", () => correct(turn, context, act), { disabled: !turn.content }),
     turn.votes.correction && el("span", { class: "small" }, say("corrected")),
     turn.tokens && el("span", { class: "small rate" }, say("rate", turn.tokens, rate, turn.first?.toFixed(2))),
@@ -72,7 +72,7 @@ function note(turn, context, act) {
   const why = { interrupted: say("interrupted"), stopped: say("stopped"), failed: say("failed", turn.error) }[turn.state];
   const said = why ?? (turn.finish === "length" ? say("length") : "");
   if (!said) return null;
-  const goes = turn.content && button(turn, "go_on", () => act.goOn(turn), { disabled: context.busy });
+  const goes = act && turn.content && button(turn, "go_on", () => act.goOn(turn), { disabled: context.busy });
   return el("p", { class: turn.state === "failed" ? "note bad" : "note" }, said, " ", goes);
 }
 
@@ -100,7 +100,7 @@ function edit(turn, context, act) {
 }
 
 function principles(context) {
-  const options = context.principles.map((each) => el("option", { value: each }, each));
+  const options = context.principles.map((each) => el("option", { value: each }, named(each)));
   return el("select", {}, el("option", { value: "" }, say("none")), ...options);
 }
 
@@ -131,10 +131,10 @@ function duel(talk, pair, context, act) {
   const sides = pair.map((turn, place) =>
     el("article", { class: "turn assistant", id: turn.id, "aria-label": `${say("model")} ${place + 1}` },
       el("div", { class: "who" }, `${turn.model ?? say("model")} ${place + 1}`),
-      text(turn), note(turn, { busy: true }, act),
+      text(turn), note(turn, context),
       el("div", { class: "tools" },
         el("button", { type: "button", class: "strong", id: `${turn.id}-pick`, disabled: !ready, onclick: () => act.pick(pair, place, select.value) }, say("pick")))));
-  const skip = el("button", { type: "button", disabled: pair.some((turn) => turn.state === "streams"), onclick: () => act.settle(pair) }, say("cancel"));
+  const skip = el("button", { type: "button", disabled: pair.some((turn) => turn.state === "streams"), onclick: () => act.settle(pair) }, say("neither"));
   return el("section", { class: "duel", "aria-label": say("which") },
     el("div", { class: "sides" }, ...sides),
     el("div", { class: "row" }, el("label", { class: "small" }, say("which"), " ", select), skip));

@@ -13,7 +13,7 @@ const WORDS = {
     compare: "Compare with another", copy: "Copy", copied: "Copied", up: "Good answer", down: "Bad answer",
     better_answer: "Better answer…", correction: "What should have been said", send_correction: "Send this correction",
     corrected: "Corrected", reason: "Add a reason", principle: "Principle", none: "none", comment: "Comment",
-    send_reason: "Send the reason", pick: "This one is better", which: "Which answer is better, and by which principle?",
+    send_reason: "Send the reason", pick: "This one is better", neither: "Neither", which: "Which answer is better, and by which principle?",
     picked: "Picked", before: "Previous branch", after: "Next branch", branch: "Branch {0} of {1}", delete: "Delete",
     delete_sure: "Delete this conversation, and its votes on the server?", go_on: "Go on",
     interrupted: "The page was left before the answer's end; what had arrived is here.",
@@ -22,7 +22,7 @@ const WORDS = {
     sent: "Your vote is stored.", unsent: "The vote was not stored: {0}", away: "The server does not answer: {0}",
     withdrawn: "Your vote is deleted.", full: "This browser's storage is full: export and delete conversations.",
     imported: "{0} conversations imported.", no_file: "This file has no conversations: {0}", nothing: "Nothing found.",
-    welcome: "Ask something. Conversations stay in this browser.", renamed: "Rename", code: "code",
+    welcome: "Ask something. Conversations stay in this browser.", code: "code",
   },
   zh: {
     skip: "跳到输入框", conversations: "对话列表", conversation: "对话", new: "新对话",
@@ -36,7 +36,7 @@ const WORDS = {
     compare: "与另一个回答比较", copy: "复制", copied: "已复制", up: "好回答", down: "差回答",
     better_answer: "更好的回答…", correction: "应该怎样回答", send_correction: "发送这条更正",
     corrected: "已更正", reason: "补充理由", principle: "原则", none: "无", comment: "评论",
-    send_reason: "发送理由", pick: "这个更好", which: "哪个回答更好？依据哪条原则？",
+    send_reason: "发送理由", pick: "这个更好", neither: "都不选", which: "哪个回答更好？依据哪条原则？",
     picked: "已选", before: "上一个分支", after: "下一个分支", branch: "第 {0} 个分支，共 {1} 个", delete: "删除",
     delete_sure: "删除这个对话以及它在服务器上的评价？", go_on: "继续",
     interrupted: "回答结束前页面被关闭；已收到的内容在此。",
@@ -45,9 +45,12 @@ const WORDS = {
     sent: "评价已保存。", unsent: "评价未能保存：{0}", away: "服务没有响应：{0}",
     withdrawn: "评价已删除。", full: "浏览器存储已满：请导出并删除一些对话。",
     imported: "已导入 {0} 个对话。", no_file: "文件中没有对话：{0}", nothing: "没有找到。",
-    welcome: "请提问。对话只保存在这个浏览器里。", renamed: "重命名", code: "代码",
+    welcome: "请提问。对话只保存在这个浏览器里。", code: "代码",
   },
 };
+
+// Those principles that every domain has unless it names its own, which are shown as they are named.
+const PRINCIPLES = { zh: { harmless: "无害", helpful: "有用", truthful: "真实", fluent: "流畅", clear: "清楚" } };
 
 let language = "en";
 
@@ -59,6 +62,8 @@ export function speak(wanted) {
   for (const node of document.querySelectorAll("[data-place]")) node.placeholder = say(node.dataset.place);
   return language;
 }
+
+export const named = (principle) => PRINCIPLES[language]?.[principle] ?? principle;
 
 export function say(name, ...values) {
   return WORDS[language][name].replace(/\{(\d)\}/g, (_, place) => values[place]);

@@ -284,8 +284,15 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a key has so many requests under way",
         "serving/keys.py",
+        "self._going[key.digest] += 1",
+        "self._going[key.digest] += 0",
+        None,
+    ),
+    (
+        "a key's request that has ended leaves its place",
+        "serving/keys.py",
         "self._going[key.digest] -= 1",
-        "self._going[key.digest] -= 2",
+        "self._going[key.digest] -= 0",
         None,
     ),
     (
