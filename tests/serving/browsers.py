@@ -23,7 +23,7 @@ from serving.keys import Key
 from serving.replies import Served
 from tests.serving.conftest import CONTEXT, Tiny
 
-DRIVER = Path(__file__).parents[2] / ".venv" / "browser"  # `make browser`
+DRIVER = Path(sys.prefix) / "browser"  # `make browser`
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
