@@ -280,7 +280,7 @@ def test_every_section_that_a_job_names_is_in_its_help() -> None:
     found = set()
     every = {name.partition(".")[0] for name in knobs()}
     for path in [
-        path for room in ("trainers", "rlhf", "moe", "serving", "cluster") for path in ROOT.glob(f"{room}/*.py")
+        path for room in ("trainers", "rlhf", "moe", "serving", "cluster") for path in ROOT.glob(f"{room}/**/*.py")
     ]:
         source = path.read_text("utf-8")
         if "\n@job\n" not in source:

@@ -190,7 +190,7 @@ class Judged:
     def __init__(self, before: Before, folder: Path, timeout: float, restarts: int) -> None:
         folder.mkdir()
         moody.spoil(folder, "is_well", 0)
-        tasks = Tasks(domain="tests.rlhf.moody")
+        tasks = Tasks(domain="tests.rlhf.survival.moody")
         options = {"num_cpus": 0.2, "max_restarts": 0}
         make = partial(ray.remote(Reward).options(**options).remote, folder, tasks, before.chat, 1)
         self.graph = Graph({"reward": Post(make, False)}, scored=False, timeout=timeout, restarts=restarts, origin={})
