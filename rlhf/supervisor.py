@@ -6,7 +6,6 @@ goes on from the newest checkpoint.
 """
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from rlhf.actors.calls import ActorFailed, reason, refused
 
 START_WITHIN = 600.0  # seconds for an actor to be there, whatever a call may take later
+_GRACE = 3.0  # seconds for an actor to end by itself
 _LINES, _WIDTH = 3, 200  # of an actor's log, in a message
 
 
@@ -310,9 +310,13 @@ def _last_lines(place: _Place | None) -> str:
 
 
 def _kill(place: _Place) -> None:
-    """Ray asks an actor to end, which one that is stopped does not hear."""
+    """Ray asks an actor to end, which one that is stopped does not hear. Others get the time to do so: a sudden death
+    Ray reports to the user, as a fault."""
     try:
-        if psutil.Process(place.process).create_time() == place.born:
-            os.kill(place.process, signal.SIGKILL)
-    except (psutil.NoSuchProcess, ProcessLookupError):
+        process = psutil.Process(place.process)
+        if process.create_time() == place.born:
+            process.wait(_GRACE)
+    except psutil.TimeoutExpired:
+        process.kill()
+    except psutil.NoSuchProcess:
         pass
