@@ -46,7 +46,7 @@ def check(cfg: Config) -> None:
     expand(cfg.corpus.files)
     expand(cfg.corpus.against, "corpus.against")
     if cfg.corpus.score:
-        score.digests(cfg.corpus.score)
+        score.check(cfg.corpus.score)
 
 
 @job

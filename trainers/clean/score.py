@@ -84,12 +84,16 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield held
 
 
-def digests(model: str) -> dict[str, str]:
-    """{file: sha256} of what decides a model folder's scores. Raises `InputError` where there is no model."""
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
+def check(model: str) -> None:
+    """Raise `InputError` where there is no model."""
+    if not (Path(model) / "config.json").is_file():
         raise InputError(f"corpus.score={model}: no model here (config.json is missing)")
-    return {path.name: sha256(path) for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors")}
+
+
+def digests(model: str) -> dict[str, str]:
+    """{file: sha256} of what decides a model folder's scores."""
+    files = sorted(path for path in Path(model).glob("*") if path.suffix in (".json", ".safetensors"))
+    return {path.name: sha256(path) for path in files}
 
 
 @cache
