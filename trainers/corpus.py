@@ -6,6 +6,7 @@ early(__name__)
 
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -163,7 +164,9 @@ def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[di
     more: dict[str, Any] = {"batch_format": "pyarrow", "fn_kwargs": given, "num_cpus": cpus, "compute": cleaners}
     data = data.map_batches(blocks.make, batch_size=1, **more)
     before = [0, *accumulate(sum(part.sizes) for part in parts)]  # bytes, for who waits
-    with counter("corpus bytes", before[-1]) as bar:
+    with counter("corpus bytes", before[-1]) as bar, warnings.catch_warnings():
+        # of a small corpus, that it has fewer blocks than there is room for
+        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")
         records = 0
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
             for told in batch.to_pylist():
