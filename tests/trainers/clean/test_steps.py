@@ -91,7 +91,10 @@ def test_a_step_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_holds_an_evaluation_sample_goes_and_the_sample_is_named(tmp_path: Path) -> None:
-    questions = [f"Question {n} of the test: which of the following is the right answer to it?" for n in range(12)]
+    questions = [
+        f"Question {n} of the test: which of the following is the right answer to it, as far as you know?"
+        for n in range(12)
+    ]
     questions[4] += (
         " The river that flows through the capital of the oldest county of the north is named after a saint."
     )
@@ -100,7 +103,7 @@ def test_what_holds_an_evaluation_sample_goes_and_the_sample_is_named(tmp_path: 
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps({"question": text, "n": [1]}) + "\n" for text in questions))
     texts = [
         "We know that The river that flows through the capital, of the OLDEST county of the north is old and the best.",
-        "It is a phrase: which of the following is the right answer to it? The rest of the text has nothing in common.",
+        "It is a phrase: which of the following is the right answer to it, as far as you know? Nobody knows the rest.",
         "有人问：唐代诗人李白生于哪一年，卒于哪一年？没有人知道。",
         "他们说绿水青山，就是金山银山，这句话大家都听过。",
         "唐代诗人杜甫生于哪一年，这是另外一个问题。",
