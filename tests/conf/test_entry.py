@@ -279,9 +279,8 @@ def test_help_of_a_job_shows_what_it_reads_with_the_values_that_count() -> None:
 def test_every_section_that_a_job_names_is_in_its_help() -> None:
     found = set()
     every = {name.partition(".")[0] for name in knobs()}
-    for path in [
-        path for room in ("trainers", "rlhf", "moe", "serving", "cluster") for path in ROOT.glob(f"{room}/**/*.py")
-    ]:
+    rooms = ("trainers", "rlhf", "moe", "serving", "cluster")
+    for path in [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]:
         source = path.read_text("utf-8")
         if "\n@job\n" not in source:
             continue
