@@ -211,7 +211,9 @@ def test_a_key_has_so_many_requests_under_way_and_no_more() -> None:
         alice, bob = {"x-api-key": SECRET}, {"x-api-key": OTHER}
         two = [asyncio.create_task(client.post(**ASK, headers=alice)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        third = await client.post(**ASK, headers=alice)
+        asked = asyncio.create_task(client.post(**ASK, headers=alice))
+        assert (await asyncio.wait({asked}, timeout=5))[0], "it was let in, and waits"
+        third = asked.result()
         assert refusal(third) == (429, "rate_limit_exceeded")
         assert third.json()["error"]["type"] == "rate_limit_error"
         assert third.json()["error"]["message"] == "2 requests of alice are under way, and no more may be"
