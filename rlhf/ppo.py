@@ -142,6 +142,7 @@ def attempt(
     """As `learn`, until one of the two is lost."""
     found = newest_checkpoint(folder / "checkpoints")
     first = found[0] if found else 0
+    graph.begin(found)
     show = ("rl/reward", "rl/rules/mean", "rl/kl", "response_length/mean")
     saver = Saver(
         folder / "checkpoints",
@@ -160,7 +161,6 @@ def attempt(
         saver,
     ):
         seen.begin(first, "begins")
-        graph.begin(found)
         sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
         loop(graph, queries, tokenizer, tracker, saver, recorder, cfg.ppo, request, **sizes)
     if not request:

@@ -11,11 +11,13 @@ import torch
 from conf.errors import InputError
 from conf.knobs.alignment import Tasks
 from moe.generation.engine import Sampling
+from moe.tasks.task import Verdict
+from rlhf import graph as graph_module
 from rlhf import supervisor
 from rlhf.advantages import gae
 from rlhf.graph import Graph
 from rlhf.losses import at_the_end
-from rlhf.messages import Assessed, Batch, Request, pad
+from rlhf.messages import Assessed, Batch, Key, Request, Response, pad
 from rlhf.rollouts import admit
 from rlhf.supervisor import Lost
 from tests.rlhf.graphs import GRPO, PPO, Before, config, weights
@@ -116,6 +118,19 @@ def test_a_learner_that_died_before_its_weights_went_out_is_blamed(ray_cluster: 
         graph.close()
 
 
+def test_a_result_that_cannot_be_is_told_from_one_that_can() -> None:
+    keys = [Key(3, "q", number, 3) for number in range(2)]
+    asked = [Request(key, [5], key.seed(1)) for key in keys]
+    made = [Response(key, [5], [7], [-1.0], True) for key in keys]
+    assert graph_module._other_keys(asked, made) == ""
+    for wrong in (made[:1], [made[0], made[0]], made[::-1]):
+        assert graph_module._other_keys(asked, wrong) == "its answers are to other requests"
+    assert graph_module._no_scores(2, torch.tensor([0.5, -1.0])) == ""
+    assert graph_module._no_scores(2, torch.tensor([0.5, float("nan")])) == "1 of 2 scores are not finite"
+    assert graph_module._no_scores(2, torch.tensor([0.5])) == "scores of shape [1] for 2 answers"
+    assert graph_module._other_count(1, [Verdict({}, 0.0)]) == "" != graph_module._other_count(2, [Verdict({}, 0.0)])
+
+
 PLANTED = [  # promise, file, right code, bug, test
     (
         "answers come in the order of their requests",
@@ -145,5 +160,19 @@ PLANTED = [  # promise, file, right code, bug, test
         '(self._weights,) = self.supervisor.ask([Ask("learner", "publish", kept=True)])',
         'self._weights = self.roles["learner"].weights.remote()',
         "test_a_learner_that_died_before_its_weights_went_out_is_blamed",
+    ),
+    (
+        "an answer to another request is not taken",
+        "rlhf/graph.py",
+        "same = [response.key for response in made] == [request.key for request in asked]",
+        "same = len(made) == len(asked)",
+        "test_a_result_that_cannot_be_is_told_from_one_that_can",
+    ),
+    (
+        "a score that is not a number never becomes 0",
+        "rlhf/graph.py",
+        "bad = int((~scores.isfinite()).sum())",
+        "bad = int(scores.nan_to_num_(0.0).isnan().sum())",
+        "test_a_result_that_cannot_be_is_told_from_one_that_can",
     ),
 ]

@@ -103,6 +103,12 @@ def test_a_term_that_is_not_finite_is_named_with_its_iteration(bad: float) -> No
         rewards.total(broken, {"rules": 1.0, "model": 1.0})
 
 
+def test_a_term_of_another_shape_is_named_and_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rewards.TERMS, "length", lambda judged: judged.batch.mask.sum(1, keepdim=True))
+    with pytest.raises(InputError, match=r"^ppo.rewards.length: of shape \[2, 1\], where \[2, 5\] is asked for$"):
+        rewards.total(JUDGED, {"rules": 1.0, "length": 1.0})
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what a verdict places is earned when its character is complete",
@@ -145,6 +151,20 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "if not part.isfinite().all():",
         "if not part[0].isfinite().all():",
         "test_a_term_that_is_not_finite_is_named_with_its_iteration",
+    ),
+    (
+        "a reward that is not a number never becomes 0",
+        "rlhf/rewards.py",
+        "        if not part.isfinite().all():\n",
+        "        part = part.nan_to_num(0.0, 0.0, 0.0)\n        if not part.isfinite().all():\n",
+        "test_a_term_that_is_not_finite_is_named_with_its_iteration",
+    ),
+    (
+        "a reward of one number for many tokens is refused",
+        "rlhf/rewards.py",
+        "if part.shape != earned.shape:",
+        "if len(part) != len(earned):",
+        "test_a_term_of_another_shape_is_named_and_not_spread",
     ),
     (
         "a reward term with a typo is named",

@@ -19,10 +19,10 @@ import pytest
 import ray
 
 from cluster import fault
+from conf.errors import InputError
 from conf.knobs.alignment import Tasks
 from moe.generation.engine import Sampling
 from moe.tasks.task import Sample
-from rlhf.actors.calls import ActorFailed
 from rlhf.actors.reward import Reward
 from rlhf.graph import Graph
 from rlhf.messages import Key, Request, Response
@@ -228,16 +228,19 @@ def test_a_judge_that_fails_is_asked_elsewhere(judged: Judged, mode: str) -> Non
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
-        ("is_nan", r"the reward of answer 0 to query prompts-2 is not finite after .+"),
-        ("raises", r"ZeroDivisionError: of letters by none \(moody.py:\d+\) after .+"),
+        ("is_nan", "reward, measures and placed must be finite numbers"),
+        ("raises", "ZeroDivisionError: of letters by none"),
     ],
 )
 def test_a_judge_that_goes_on_failing_ends_the_stage_and_is_never_worth_0(judged: Judged, mode: str, why: str) -> None:
     judged.graph.supervisor.progressed()
     judged.graph.supervisor.renew("reward")
     moody.spoil(judged.folder, mode, 9)
-    with pytest.raises(ActorFailed, match=rf"^reward.judge: {why}; ppo.restarts=1 does not allow another$"):
+    with pytest.raises(
+        InputError, match=r"^tasks.domain=tests.rlhf.moody: judge of sample prompts-2 \(task say\)"
+    ) as told:
         judged.graph.judge(judged.queries, judged.responses)
+    assert why in str(told.value)
     assert moody.left(judged.folder) == 7  # once here, once elsewhere
 
 
@@ -261,17 +264,10 @@ PLANTED = [  # promise, file, right code, bug, test
         "test_the_run_goes_on_by_itself_to_the_same_end[kills]",
     ),
     (
-        "a reward that is not a number never becomes 0",
-        "rlhf/graph.py",
-        'return f"the reward of {who} is not finite"',
-        'object.__setattr__(verdict, "reward", 0.0)',
-        "test_a_judge_that_goes_on_failing_ends_the_stage_and_is_never_worth_0",
-    ),
-    (
         "a judge that fails is asked elsewhere",
-        "rlhf/graph.py",
-        'Ask("reward", "judge", (queries, responses), unfit=unfit)',
-        'Ask("reward", "judge", (queries, responses))',
-        "test_a_judge_that_fails_is_asked_elsewhere",
+        "rlhf/supervisor.py",
+        "        if post.state:\n",
+        "        if post.state or isinstance(failed.error, RayTaskError):\n",
+        "test_a_judge_that_fails_is_asked_elsewhere[raises]",
     ),
 ]
