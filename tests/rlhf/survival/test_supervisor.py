@@ -53,8 +53,9 @@ def test_another_takes_the_place_of_one_that_fails_and_does_only_what_is_missing
     supervisor = started("a", "b", timeout=3 if action == "stop" else 60)
     first, other = place(supervisor, "b"), place(supervisor, "a")
     unfit = lambda found: "" if found == "done" else f"{found!r} is no answer"  # noqa: E731
-    ask = Ask("b", "once", (tmp_path / "mark", action), unfit=unfit)
+    ask, began = Ask("b", "once", (tmp_path / "mark", action), unfit=unfit), time.monotonic()
     assert supervisor.ask([Ask("a", "double", (4,)), ask]) == [8, "done"]
+    assert time.monotonic() - began < 50
     assert place(supervisor, "a") == other and place(supervisor, "b") != first
     assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
     assert supervisor.ask([Ask("b", "held")]) == [5], "the new one was not brought to where the other was"
@@ -155,7 +156,7 @@ PLANTED = [  # promise, file, right code, bug, test
         "a silent actor is not waited for for ever",
         "rlhf/supervisor.py",
         "timeout=max(0.0, until - time.monotonic()))\n            said",
-        "timeout=None)\n            said",
+        "timeout=60.0)\n            said",
         "test_another_takes_the_place_of_one_that_fails_and_does_only_what_is_missing[stop]",
     ),
     (
