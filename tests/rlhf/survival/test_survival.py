@@ -27,8 +27,8 @@ from rlhf.actors.reward import Reward
 from rlhf.graph import Graph
 from rlhf.messages import Key, Request, Response
 from rlhf.supervisor import Post
-from tests.rlhf import moody, toy
 from tests.rlhf.graphs import PPO, Before, Started, config, weights
+from tests.rlhf.survival import moody, toy
 from tests.rlhf.test_ppo import told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -237,7 +237,7 @@ def test_a_judge_that_goes_on_failing_ends_the_stage_and_is_never_worth_0(judged
     judged.graph.supervisor.renew("reward")
     moody.spoil(judged.folder, mode, 9)
     with pytest.raises(
-        InputError, match=r"^tasks.domain=tests.rlhf.moody: judge of sample prompts-2 \(task say\)"
+        InputError, match=r"^tasks.domain=tests.rlhf.survival.moody: judge of sample prompts-2 \(task say\)"
     ) as told:
         judged.graph.judge(judged.queries, judged.responses)
     assert why in str(told.value)
