@@ -28,7 +28,8 @@ from rlhf.graph import Graph
 from rlhf.messages import Key, Request, Response
 from rlhf.supervisor import Post
 from tests.rlhf.graphs import PPO, Before, Started, config, weights
-from tests.rlhf.survival import moody, toy
+from tests.rlhf import toy
+from tests.rlhf.survival import moody
 from tests.rlhf.test_ppo import told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
