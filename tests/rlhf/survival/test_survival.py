@@ -27,8 +27,8 @@ from rlhf.actors.reward import Reward
 from rlhf.graph import Graph
 from rlhf.messages import Key, Request, Response
 from rlhf.supervisor import Post
-from tests.rlhf.graphs import PPO, Before, Started, config, weights
 from tests.rlhf import toy
+from tests.rlhf.graphs import PPO, Before, Started, config, weights
 from tests.rlhf.survival import moody
 from tests.rlhf.test_ppo import told
 
