@@ -24,8 +24,9 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("which", ["bench and not slow", pytest.param("bench and slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", EXPECTED)
 def test_every_benchmark_runs(tmp_path: Path, which: str) -> None:
     before = RESULTS.read_bytes() if RESULTS.exists() else b""
     made = tmp_path / "toy.json"

@@ -187,6 +187,7 @@ def test_a_reward_that_is_not_a_number_is_told_by_its_knob(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_learning_rate_that_ruins_the_policy_is_told_by_its_knob(
     ray_cluster: None, before: Before, tmp_path: Path
 ) -> None:

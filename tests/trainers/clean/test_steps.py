@@ -1,6 +1,7 @@
 """Steps in the order of the config, a user's own among them: what each let through, changed, rejected, and why."""
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -73,6 +74,7 @@ def test_what_goes_is_counted_once_and_later_steps_do_not_see_it() -> None:
 def test_a_step_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_steps.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_steps", raising=False)  # another test's
     one, long, loud = after("abc", "abc" * 9, "stop!!", steps=["my_steps.short", "my_steps.marks", "my_steps.shout"])
     assert (one.text, one.record["text"], one.verdict) == ("ABC", "ABC", None)
     assert long.verdict == Verdict("my_steps.short", "left out")
