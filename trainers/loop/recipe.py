@@ -141,6 +141,8 @@ class Plan:
             precision = Precision(began["precision"]) if "precision" in began else self._fastest()
         now = {"precision": precision.value, "kernels": "native" if native.available() else "torch"}
         now |= {"products": "oneDNN" if processor().onednn else "MKL"}
+        if precision is Precision.bf16 and native.available():
+            now |= {"attention": "bf16" if processor().tiles else "fp32"}
         now |= {"slots": str(self.slots)} if self.slots else {"workers": str(self.cluster.workers)}
         if began and began != now:
             print(f"{self.stage}: began with {began} and goes on with {now}: the result is no longer bitwise the same")

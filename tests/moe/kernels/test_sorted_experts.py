@@ -53,3 +53,21 @@ def test_an_expert_without_tokens_gets_a_zero_gradient() -> None:
     assert gate_up.grad is not None and down.grad is not None
     assert gate_up.grad[1:].abs().sum() == 0 and down.grad[1:].abs().sum() == 0
     assert down.grad[0, 0, 0].item() == pytest.approx(4 * 2 * torch.tensor(2.0).sigmoid().item() * 2)
+
+
+PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "an expert without tokens has a gradient of zeros",
+        "moe/kernels/sorted_experts.py",
+        "room[e].zero_()",
+        "room[e].fill_(1)",
+        "test_an_expert_without_tokens_gets_a_zero_gradient",
+    ),
+    (
+        "the backward pass gathers each expert's own tokens again",
+        "moe/kernels/sorted_experts.py",
+        "product(d_hidden.t(), _rows(x, plan.token[share])",
+        "product(d_hidden.t(), _rows(x, plan.token[share].flip(0))",
+        "test_forward_and_gradients_equal_the_plain_loop",
+    ),
+]
