@@ -172,6 +172,9 @@ class Supervisor:
 
     def close(self) -> None:
         """End every actor."""
+        for post in self.posts.values():  # all are asked before one is waited for
+            if post.handle is not None:
+                ray.kill(post.handle)
         for post in self.posts.values():
             self._end(post)
 

@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from conf.errors import InputError
+from moe.kernels import megablocks_ops
 from moe.kernels.megablocks import available, experts_megablocks
 from tests.moe.kernels.megablocks_conformance import EMPTY, GROUPED, SPARSE, Case, errors, in_bf16
 
@@ -91,6 +94,17 @@ def test_more_numbers_than_the_kernels_can_address_are_refused() -> None:
         experts_megablocks(x, experts, torch.ones(2**20, 1), torch.ones(1, 2, 2**11), torch.ones(1, 2**11, 1))
 
 
+def test_torch_stands_in_for_what_cannot_be_imported_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = ModuleType("megablocks_ops")
+    monkeypatch.setitem(sys.modules, "megablocks_ops", compiled)
+    for name in ("grouped_gemm", "grouped_gemm.ops", "grouped_gemm.backend"):
+        monkeypatch.setitem(sys.modules, name, None)  # which cannot be imported
+    megablocks_ops.install()
+    assert sys.modules["megablocks_ops"] is compiled
+    assert import_module("grouped_gemm.ops").gmm is megablocks_ops.gmm
+    assert import_module("grouped_gemm").backend.gmm is megablocks_ops.multiply
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("case", [Case(512, 128, 256, 8, 2, busy=8), Case(512, 128, 256, 8, 2, busy=3)], ids=str)
@@ -104,6 +118,13 @@ def test_the_compiled_kernels_equal_torch(case: Case) -> None:
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "compiled code of MegaBlocks is used where it is there",
+        "moe/kernels/megablocks_ops.py",
+        'if not _there("megablocks_ops"):',
+        "if True:",
+        "test_torch_stands_in_for_what_cannot_be_imported_and_for_nothing_else",
+    ),
     ("MegaBlocks computes our SwiGLU", "moe/kernels/megablocks.py", "F.silu(gate) * up", "F.silu(up) * gate", None),
     (
         "MegaBlocks gives each expert its own tokens",
