@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ.pop("RAY_ADDRESS", None)  # the tests never join somebody's cluster
+os.environ.pop("CI", None)  # with it pytest looks for every difference, and of two files of weights that takes hours
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # a loaded machine must not get workers killed under a test
 
 

@@ -5,6 +5,7 @@ active.
 """
 
 import time
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -23,6 +24,15 @@ VOCABULARY = 128
 BLOCKS = 2 * 2 * ((8 * 8 + 2 * 8 * 4 + 8 * 8) + 8 * 4 + 2 * 3 * 8 * 16)
 HEAD = 2 * 8 * VOCABULARY
 PAIR = 2 * 2 * 2 * 2 * 4  # 2 layers, 2 heads of size 4: query with key, and weight with value
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A second one would not sleep when the first does: OpenMP's threads spin while they wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -103,15 +113,18 @@ def test_the_peak_is_what_products_reach_and_disturbs_no_random_number() -> None
     assert 0.1 * 2 * 1024**3 / median(taken) < first < 1e13  # the machine may have become less busy since
 
 
-def test_waiting_for_a_busy_processor_does_not_lower_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_busy_processor_does_not_lower_the_peak(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "_SIDE", 256)
     alone = meter.peak("cpu", Precision.fp32, Gpu())
 
     def kept_waiting(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.5)  # many times what the product itself takes
+        time.sleep(200 * 2 * 256**3 / alone)  # on any processor many times what the product itself takes
         return product(a, b)
 
     monkeypatch.setattr(meter, "product", kept_waiting)
-    assert 0.02 < meter.peak("cpu", Precision.fp32, Gpu()) / alone < 50
+    assert 0.05 < meter.peak("cpu", Precision.fp32, Gpu()) / alone < 50
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
