@@ -4,6 +4,7 @@ The bugs stand in lists called PLANTED at the end of the test files that they tu
 """
 
 import ast
+import compileall
 import json
 import os
 import queue
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +24,7 @@ import pytest
 from tests.planting import TIMEOUT
 
 ROOT = Path(__file__).parents[1]
+SOURCES = ("conf", "moe", "cluster", "trainers", "rlhf", "serving", "tests")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class Planter:
 
     def __init__(self, place: Path) -> None:
         self.place, self.planted = place, 0
+        for name in SOURCES:
+            shutil.copytree(ROOT / name, place / "clean" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(place / "clean", quiet=2)
         self.process = subprocess.Popen(
             [sys.executable, ROOT / "tests" / "planting.py"],
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
@@ -84,13 +90,15 @@ class Planter:
     def plant(self, bug: Bug) -> Outcome:
         self.planted += 1
         copy = self.place / str(self.planted)
-        for name in ("conf", "moe", "cluster", "trainers", "rlhf", "serving", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(self.place / "clean", copy, copy_function=os.link)
         for name in ("data", "pyproject.toml"):
             (copy / name).symlink_to(ROOT / name)
-        code = (copy / bug.file).read_text("utf-8")
+        file = copy / bug.file
+        code = file.read_text("utf-8")
         assert code.count(bug.right) == 1, f"{bug.file} no longer says: {bug.right}"
-        (copy / bug.file).write_text(code.replace(bug.right, bug.bug), "utf-8")
+        Path(cache_from_source(str(file))).unlink(missing_ok=True)
+        file.unlink()  # the clean tree's stays as it is
+        file.write_text(code.replace(bug.right, bug.bug), "utf-8")
         outcome = self.ask(copy, bug.target)
         if outcome.says == "timeout":  # a fork may inherit a lock that nobody opens; a bug that hangs does so again
             outcome = self.ask(copy, bug.target)
