@@ -3,9 +3,11 @@
     messages: [{role, content, weight}]        OpenAI, TRL; content may be parts of text, weight 0 means no loss
     conversations: [{from, value}], system     ShareGPT; also `conversation`, and with role and content
     conversation: [{human, assistant}]         Firefly; XTuner with system, input and output
+    data | conversations: [question, answer, question, ...]                     UltraChat, LIMA
     instruction, input, output, system, history: [[question, answer]]           Alpaca, LLaMA-Factory
     prompt, completion                         TRL: texts or lists of messages, of which only the completion has loss
     prompt | query | question and response | answer, with system | system_prompt, input | context and history
+    inputs and targets, input and target, problem and solution                  P3 and FLAN, Firefly, NuminaMath
 
 What a text model cannot be taught (images) or the chat format cannot say (tools, reasoning apart from the answer) is
 refused, and so is a field that would ask something and is not understood: nothing is left out of a question in silence.
@@ -21,19 +23,23 @@ from moe.tasks.task import Message
 Record = Mapping[str, Any]
 
 SPEAKERS = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
-SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")
+SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "model", "bot", "bing", "bard", "claude"), "assistant")
+SPEAKERS |= {"prompter": "user"}
 TOOLS = ("tool", "function", "function_call", "tool_call", "observation", "tool_response", "ipython")
-TALKS = ("messages", "conversations", "conversation")
+TALKS = ("messages", "conversations", "conversation", "data")
 ANSWERED = {  # what asks: what answers it
     "instruction": ("output", "response"),
     "prompt": ("completion", "response"),
     "query": ("response",),
     "question": ("answer", "response"),
-    "input": ("output",),
+    "problem": ("solution",),
+    "inputs": ("targets",),
+    "input": ("output", "target"),
 }
 MORE = ("input", "context", "query")  # of a question, after what asks
 SYSTEM = ("system", "system_prompt")
 KNOWN = "messages, conversations, instruction and output, prompt and completion, or question and answer"
+_ROLES, _CONTENTS = ("role", "from", "speaker"), ("content", "value", "text")  # of a turn
 _PARTS = ("text", "input_text", "output_text")
 _PAIRS = (("human", "assistant"), ("input", "output"))  # a turn of both in one object
 _NO_PLACE = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "audio")  # of a message
@@ -50,13 +56,13 @@ class Conversation:
 def is_sample(record: Record) -> bool:
     """Whether a record has what some form of a sample consists of."""
     pair = any(_given(record, ask) and any(_given(record, a) for a in ANSWERED[ask]) for ask in ANSWERED)
-    return pair or any(isinstance(record.get(name), list) for name in TALKS)
+    return pair or bool(_talks(record))
 
 
 def sample(record: Record, where: str) -> Conversation:
     """The conversation of a record, its last turn the answer to learn. Raises `InputError` "`where`: ..."."""
     _refuse_beside(record, where)
-    talk = next((name for name in TALKS if record.get(name) is not None), "")
+    talk = _talks(record)
     made = _talk(record, talk, where, last="assistant") if talk else _pair(record, where)
     spoken = [place for place, turn in enumerate(made.messages) if turn["role"] == "assistant"]
     if set(spoken) <= set(made.muted):
@@ -68,7 +74,7 @@ def sample(record: Record, where: str) -> Conversation:
 def query(record: Record, where: str) -> Conversation:
     """What a record asks, its last turn the user's. Raises `InputError` "`where`: ..."."""
     _refuse_beside(record, where)
-    talk = next((name for name in TALKS if record.get(name) is not None), "")
+    talk = _talks(record)
     asks = next((name for name in ANSWERED if _given(record, name)), "")
     if talk:
         made = _talk(record, talk, where, last="user")
@@ -79,6 +85,16 @@ def query(record: Record, where: str) -> Conversation:
         raise InputError(f"{where}: nothing is asked; give a prompt, as a text or as a list of messages")
     _check_beside(record, made, where)
     return made
+
+
+def _talks(record: Record) -> str:
+    """The field that holds a conversation; "" if there is none. Of `data`, a name for anything, it must be texts."""
+    named = (name for name in TALKS if record.get(name) is not None)
+    return next((name for name in named if name != "data" or _texts(record[name])), "")
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
 def turns(value: object, at: str, where: str) -> list[tuple[Message, bool]]:
@@ -98,14 +114,14 @@ def turns(value: object, at: str, where: str) -> list[tuple[Message, bool]]:
 
 
 def _turn(turn: Record, at: str, where: str) -> Iterable[tuple[Message, bool]]:
-    pair = next((names for names in _PAIRS if names[1] in turn and not {"role", "from"} & turn.keys()), None)
+    pair = next((names for names in _PAIRS if names[1] in turn and not turn.keys() & set(_ROLES)), None)
     if pair:
         if turn.get("system"):
             yield _message("system", turn["system"], f"{at}.system", where), True
         for name, speaker in zip(pair, ("user", "assistant"), strict=True):
             yield _message(speaker, turn.get(name), f"{at}.{name}", where), True
         return
-    role_field, text_field = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+    role_field, text_field = (next((name for name in names if name in turn), names[0]) for names in (_ROLES, _CONTENTS))
     role = turn.get(role_field)
     if role in TOOLS:
         raise InputError(f"{where}: {at}.{role_field}={role!r}: the chat format has no turns of tools; leave it out")
@@ -140,7 +156,10 @@ def _part(part: object, at: str, where: str) -> str:
 
 
 def _talk(record: Record, name: str, where: str, *, last: str) -> Conversation:
-    found = turns(record[name], name, where)
+    said = record[name]
+    if _texts(said):
+        said = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+    found = turns(said, name, where)
     system, fields = _system(record, where)
     if system and found and found[0][0]["role"] == "system" and found[0][0] != system[0]:
         raise InputError(f"{where}: {fields[0]} says something else than the system message of {name}; give one")
@@ -243,13 +262,17 @@ def _history(record: Record, where: str) -> list[Message]:
 
 
 def transcript(text: str) -> list[Message]:
-    """The turns of a text in the form of HH-RLHF, "\\n\\nHuman: ...\\n\\nAssistant: ..."; [] if it is in none. An
-    empty turn of the assistant at the end, which asks for an answer, is left out."""
-    if not text.startswith("\n\nHuman:"):
+    """The turns of a text in the form of HH-RLHF, "\\n\\nHuman: ...\\n\\nAssistant: ...", or of BELLE, which has one
+    line break or none, and ends with "Assistant:"; [] if it is in none. An empty turn of the assistant at the end,
+    which asks for an answer, is left out."""
+    breaks = "\n\n"
+    if text.startswith("Human:") and text.rstrip().endswith("\nAssistant:"):
+        breaks, text = "\n", "\n" + text
+    if not text.startswith(f"{breaks}Human:"):
         return []
     messages: list[Message] = []
-    for part in text.split("\n\nHuman:")[1:]:
-        asked, *answers = part.split("\n\nAssistant:")
+    for part in text.split(f"{breaks}Human:")[1:]:
+        asked, *answers = part.split(f"{breaks}Assistant:")
         messages += [_user(asked.strip()), *({"role": "assistant", "content": one.strip()} for one in answers)]
     return messages[:-1] if messages[-1]["role"] == "assistant" and not messages[-1]["content"] else messages
 

@@ -145,6 +145,37 @@ FORMS: dict[str, tuple[dict[str, Any], Turns, tuple[int, ...]]] = {  # name: rec
         [(S, "s"), (U, "a"), (A, "b"), (U, "c"), (A, "d")],
         (),
     ),
+    "UltraChat's own": ({"id": "0", "data": ["a", "b", "c", "d"]}, [(U, "a"), (A, "b"), (U, "c"), (A, "d")], ()),
+    "LIMA": ({"conversations": ["a", "b"], "source": "x"}, [(U, "a"), (A, "b")], ()),
+    "data of one's own": ({"data": {"x": 1}, "question": "a", "answer": "b"}, [(U, "a"), (A, "b")], ()),
+    "Wizard-Vicuna": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}]},
+        [(U, "a"), (A, "b")],
+        (),
+    ),
+    "OpenAssistant": (
+        {"conversation": [{"role": "prompter", "text": "a"}, {"role": "assistant", "text": "b"}]},
+        [(U, "a"), (A, "b")],
+        (),
+    ),
+    "conversations of role and value": (
+        {"conversations": [{"role": "user", "value": "a"}, {"role": "assistant", "value": "b"}]},
+        [(U, "a"), (A, "b")],
+        (),
+    ),
+    "BELLE": (
+        {"instruction": "Human:a\nAssistant:b\nHuman:c\nAssistant:\n", "input": "", "output": "d"},
+        [(U, "a"), (A, "b"), (U, "c"), (A, "d")],
+        (),
+    ),
+    "a question about a transcript": (
+        {"instruction": "Human: a\nAssistant: b\nWho is right?", "output": "c"},
+        [(U, "Human: a\nAssistant: b\nWho is right?"), (A, "c")],
+        (),
+    ),
+    "P3": ({"inputs": "a", "targets": "b", "task": "x"}, [(U, "a"), (A, "b")], ()),
+    "Firefly 1.1M": ({"kind": "NLI", "input": "a", "target": "b"}, [(U, "a"), (A, "b")], ()),
+    "NuminaMath": ({"problem": "2 + 3?", "solution": "It is 5.", "answer": "5"}, [(U, "2 + 3?"), (A, "It is 5.")], ()),
     "TRL": ({"prompt": "The sky is", "completion": " blue."}, [(U, "The sky is"), (A, " blue.")], ()),
     "TRL in messages": ({"prompt": [ASK], "completion": [SAY]}, [(U, "2 + 3?"), (A, "5.")], ()),
     "TRL, answers of the prompt": (

@@ -87,6 +87,61 @@ FORMS: dict[str, tuple[dict[str, Any], Turns, list[dict[str, Any]]]] = {  # name
         [(U, "q")],
         [{"text": "x", "rank": 0, "total": 1.5}, {"text": "y", "rank": 1, "total": -1.0}],
     ),
+    "ours with a prompt": ({"prompt": "q", "answers": [{"text": "x", "rank": 0}]}, [(U, "q")], PAIR[:1]),
+    "ORPO": ({"instruction": "q", "chosen_response": "x", "rejected_response": "y"}, [(U, "q")], PAIR),
+    "CValues": ({"prompt": "q", "pos_resp": "x", "neg_resp": "y", "domain": "d"}, [(U, "q")], PAIR),
+    "StackExchange": ({"qid": 1, "question": "q", "response_j": "x", "response_k": "y"}, [(U, "q")], PAIR),
+    "UltraFeedback's own": (
+        {
+            "source": "s",
+            "instruction": "q",
+            "completions": [{"response": "x", "overall_score": 4.5}, {"response": "y", "overall_score": 2.0}],
+        },
+        [(U, "q")],
+        [{"text": "x", "total": 4.5}, {"text": "y", "total": 2.0}],
+    ),
+    "Nectar": (
+        {
+            "prompt": "\n\nHuman: q\n\nAssistant: ",
+            "answers": [{"answer": "x", "model": "m", "rank": 1.0}, {"answer": "y", "model": "n", "rank": 2.0}],
+        },
+        [(U, "q")],
+        [{"text": "x", "rank": 1}, {"text": "y", "rank": 2}],
+    ),
+    "comparisons of GPT-4": (
+        {"user_input": "q", "responses_and_scores": [{"response": "x", "score": 9}, {"response": "y", "score": 7}]},
+        [(U, "q")],
+        [{"text": "x", "total": 9}, {"text": "y", "total": 7}],
+    ),
+    "PKU-SafeRLHF": (
+        {"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 1, "safer_response_id": 0},
+        [(U, "q")],
+        [
+            {"text": "x", "rank": 1, "ranks": {"helpful": 1, "harmless": 0}},
+            {"text": "y", "rank": 0, "ranks": {"helpful": 0, "harmless": 1}},
+        ],
+    ),
+    "HelpSteer2": ({"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": -2}, [(U, "q")], PAIR),
+    "SHP": ({"history": "q", "human_ref_A": "x", "human_ref_B": "y", "labels": 1}, [(U, "q")], PAIR),
+    "Chatbot Arena": (
+        {
+            "winner": "model_b",
+            "conversation_a": told((U, "q"), (A, "x")),
+            "conversation_b": told((U, "q"), (A, "y")),
+        },
+        [(U, "q")],
+        [{"text": "x", "rank": 1}, {"text": "y", "rank": 0}],
+    ),
+    "Chatbot Arena, a tie": (
+        {"winner": "tie", "conversation_a": told((U, "q"), (A, "x")), "conversation_b": told((U, "q"), (A, "y"))},
+        [(U, "q")],
+        [{"text": "x", "rank": 0}, {"text": "y", "rank": 0}],
+    ),
+    "WebGPT": (
+        {"question": {"full_text": "q"}, "answer_0": "x", "answer_1": "y", "score_0": 0.5, "score_1": -0.5},
+        [(U, "q")],
+        [{"text": "x", "total": 0.5}, {"text": "y", "total": -0.5}],
+    ),
 }
 
 
@@ -113,6 +168,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "q", "completions": ["x", "y"]}, "completions need ranks, 0 the best, or scores, of which more is bet"),
     ({"prompt": "q", "completions": ["x"], "labels": [True]}, "labels of single answers or steps are not learnt from"),
     ({"prompt": "q", "completions": ["x", "y"], "ranks": [0]}, "ranks must be a list with one for each of the 2 compl"),
+    (
+        {"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": True},
+        "better_response_id=True does not say which answer is the better one",
+    ),
+    (
+        {"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": None},
+        "preference_strength=None doe",
+    ),
     ({"prompt": "q", "completions": "x", "ranks": [0]}, "completions must be a list of answers, not str"),
     ({"prompt": "q", "responses": [told((U, "a"), (A, "b")), "c"], "ranks": [0, 1]}, "responses[0] must be one answer"),
     (
@@ -166,6 +229,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "    if chosen == rejected:",
         "    if False:",
         "test_what_is_no_ranking_is_refused_by_name",
+    ),
+    (
+        "a verdict names the better answer",
+        "trainers/files/comparisons.py",
+        "            return 1 - place\n",
+        "            return place\n",
+        "test_a_form_becomes_this_ranking",
     ),
     (
         "ranks and scores are not mixed up",
