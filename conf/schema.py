@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from conf.errors import InputError
 from conf.knobs.alignment import Cohft, Hfft, Inspect, Judge, Ppo, Rank, Replay, Reward, Tasks
+from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
 from conf.knobs.text import Corpus, Tokenizer, Tokens, Why
@@ -52,6 +53,7 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep)
 
     def __post_init__(self) -> None:
+        numbers(self)
         self.optim = self.optim.settled(parent=bool(self.parent.model))
         self.ppo = self.ppo.settled(parent=bool(self.parent.model))
         if self.parent.model:  # whose own context counts, and is known once its files are read

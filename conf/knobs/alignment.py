@@ -6,7 +6,7 @@ from enum import Enum
 from math import ceil, inf, isfinite
 
 from conf.errors import InputError
-from conf.knobs.checks import positive, share
+from conf.knobs.checks import positive, share, some_left
 from conf.knobs.training import Fit, TooLong, Tune
 
 
@@ -54,6 +54,7 @@ class Reward(Fit):
         if self.row_length < 0:
             raise InputError(f"reward.row_length={self.row_length} must not be negative")
         share("reward", self, "held_out", "max_bad_fraction")
+        some_left("reward", self.held_out)
         if self.principles < 0:
             raise InputError(f"reward.principles={self.principles} must not be negative")
 
@@ -154,6 +155,7 @@ class Preferred(Tune):
     def check_rankings(self, name: str) -> None:
         self.check(name)
         share(name, self, "replay", "held_out", "max_bad_fraction")
+        some_left(name, self.held_out)
         if self.row_length < 0:
             raise InputError(f"{name}.row_length={self.row_length} must not be negative; 0 fits the longest")
         if not isfinite(self.at_least):

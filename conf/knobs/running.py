@@ -23,6 +23,8 @@ class Run:
             raise InputError(f"run.name={self.name!r} must be one folder name, without '/'")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"run.seed={self.seed} must lie in [0, 4294967295]; try run.seed={self.seed % 2**32}")
+        if not self.dir:
+            raise InputError("run.dir= names no folder; try run.dir=runs")
         if "://" in self.dir:
             raise InputError(
                 f"run.dir={self.dir} is an address, and a run lives in a folder of a file system; mount it, and give "
@@ -134,6 +136,8 @@ class Cluster:
         for knob in ("threads", "wait"):
             if (value := getattr(self, knob)) < 0:
                 raise InputError(f"cluster.{knob}={value:g} must not be negative")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise InputError(f"cluster.gpus_per_worker={self.gpus_per_worker:g} must be whole GPUs, or a part of one")
         positive("cluster", self, "expert_parallel", "slots")
         if self.slots & (self.slots - 1):
             raise InputError(f"cluster.slots={self.slots} must be a power of two; try {1 << self.slots.bit_length()}")
@@ -191,6 +195,10 @@ class Pipeline:
         default_factory=lambda: "corpus tokenizer tokens tasks base chat ranked reward rl report".split()
     )
     samples: int = 3  # sample chats shown at the end
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("pipeline.stages=[] names no stage; try pipeline.stages=[base]")
 
 
 class SweepStop(Enum):

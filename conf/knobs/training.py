@@ -119,8 +119,9 @@ class Optim:
             positive("optim", self, "lr")
         positive("optim", self, "eps", "clip", "muon_rms")
         share("optim", self, "min_lr_ratio", "warmup", "decay_share", "beta1", "beta2", "muon_momentum", "ema")
-        if self.ema == 1:
-            raise InputError("optim.ema=1.0 would never leave the first weights; try optim.ema=0.999")
+        for name in ("ema", "beta1", "beta2", "muon_momentum"):
+            if getattr(self, name) == 1:
+                raise InputError(f"optim.{name}=1.0 would never leave the first value; try optim.{name}=0.999")
 
     @classmethod
     def left_open(cls) -> "Optim":
