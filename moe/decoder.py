@@ -229,11 +229,12 @@ class Decoder(nn.Module):
         """Where its weights lie, and what it is given must."""
         return self.model.norm.weight.device
 
-    def compute_with(self, cfg: Compute) -> "Decoder":
-        """Choose how the experts are computed and what is kept for the backward pass; returns itself."""
+    def compute_with(self, cfg: Compute, device: torch.device | None = None) -> "Decoder":
+        """Choose how the experts are computed, on `device` if not where they are, and what is kept for the backward
+        pass; returns itself."""
         self.checkpointing = cfg.checkpointing
         for layer in self.model.blocks():
-            layer.mlp.backend = backend(cfg.experts, self.device)
+            layer.mlp.backend = backend(cfg.experts, device or self.device)
         return self
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Hidden:
@@ -286,5 +287,7 @@ def new_decoder(cfg: Model, vocab_size: int, *, head: Head = LANGUAGE, seed: int
     for name, parameter in decoder.named_parameters():
         if parameter.dim() > 1 and not parameter.is_meta:
             into_residual = name.endswith(("o_proj.weight", "down_proj"))
-            nn.init.normal_(parameter, std=residual if into_residual else cfg.init_std, generator=generator)
+            std = residual if into_residual else cfg.init_std
+            drawn = torch.empty(parameter.shape, device="cpu").normal_(std=std, generator=generator)  # on any device
+            parameter.data.copy_(drawn)
     return decoder

@@ -29,17 +29,18 @@ SAMPLE = (
 
 def batch(vocab_size: int) -> Tensor:
     """The tokens [ROWS, LENGTH] that certificates are about: the same for the same vocabulary."""
-    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 @torch.no_grad()
 def logits(model: Decoder, tokens: Tensor) -> Tensor:
-    """Our logits [B, T, V] of tokens [B, T]."""
+    """Our logits [B, T, V] of tokens [B, T], on the CPU wherever the model is."""
+    tokens = tokens.to(model.device)
     model.double()
     states = model(tokens, torch.ones_like(tokens)).states
     out = model.logits(states).view(*tokens.shape, -1)
     model.float()  # fp32 there and back is bitwise the same
-    return out
+    return out.cpu()
 
 
 def _ends_in_transformers(folder: Path) -> set[int]:
@@ -75,7 +76,7 @@ def by_transformers(path: Path, tokens: Tensor) -> tuple[Tensor, str]:
             modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors  # this bar has no switch
             theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **given)
             reader = "transformers"
-    return theirs.eval()(tokens).logits, reader
+    return theirs.eval()(tokens.to(theirs.device)).logits.cpu(), reader
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:

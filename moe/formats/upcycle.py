@@ -43,7 +43,9 @@ def upcycle(dense: Decoder, cfg: Parent, *, seed: int) -> Decoder:
     def copies(tensor: Tensor) -> Tensor:  # [G, ...] -> [E, ...]
         out = tensor.repeat(cfg.experts // parts, 1, 1)
         if cfg.noise:
-            out.add_(torch.randn(out.shape, generator=generator), alpha=cfg.noise * float(tensor.std()))
+            out.add_(
+                torch.randn(out.shape, generator=generator, device="cpu").to(out), alpha=cfg.noise * float(tensor.std())
+            )
         return out
 
     target = model.state_dict()
@@ -55,7 +57,7 @@ def upcycle(dense: Decoder, cfg: Parent, *, seed: int) -> Decoder:
         elif name.endswith("experts.down_proj"):
             tensor = copies(tensor[0].unflatten(1, (parts, -1)).transpose(0, 1) * parts)  # [G, H, I/G]
         elif name.endswith("mlp.gate.weight"):
-            rows = torch.randn(cfg.experts // parts, tensor.shape[1], generator=generator) * ROUTER_STD
+            rows = torch.randn(cfg.experts // parts, tensor.shape[1], generator=generator, device="cpu") * ROUTER_STD
             tensor = rows.repeat_interleave(parts, dim=0)
         target[name].copy_(tensor)
     return model.eval()

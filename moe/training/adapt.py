@@ -63,8 +63,11 @@ class _LowRank(nn.Module):
         super().__init__()
         *experts, m, n = weight.shape
         self.scale = scale
-        drawn = None if weight.is_meta else generator  # a shape alone needs no dice
-        self.a = nn.Parameter(torch.randn(*experts, rank, n, generator=drawn) * n**-0.5)
+        if weight.is_meta:  # a shape alone needs no dice
+            drawn = torch.empty(*experts, rank, n, device="meta")
+        else:  # the same for weights anywhere
+            drawn = torch.randn(*experts, rank, n, generator=generator, device="cpu").to(weight.device)
+        self.a = nn.Parameter(drawn * n**-0.5)
         self.b = nn.Parameter(torch.zeros(*experts, m, rank))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -38,8 +38,9 @@ def check_parallel(model: Model, cfg: Cluster) -> None:
         )
 
 
-def parallelise(model: Decoder, cfg: Cluster) -> Decoder:
+def parallelise(model: Decoder, cfg: Cluster, on: torch.device | None = None) -> Decoder:
     """Spread `model`, which every worker holds alike, over the workers of the process group, in place; returns it.
+    What is spread comes to lie on the device `on`, layer by layer; what is not stays where it is.
 
     Its parameters become new ones: make the optimizer afterwards. From then on all workers call it equally often.
     """
@@ -47,7 +48,7 @@ def parallelise(model: Decoder, cfg: Cluster) -> Decoder:
     owners = cfg.expert_parallel
     if world == 1 or not (cfg.shard or owners > 1):
         return model
-    device = model.device.type
+    device = (on or model.device).type
     mesh = init_device_mesh(device, (world // owners, owners), mesh_dim_names=(_REPLICA, _EXPERT))
     if owners > 1:
         for layer in model.model.blocks():

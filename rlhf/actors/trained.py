@@ -70,7 +70,7 @@ class Trained:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.version)
         rows = len(batch.tokens)
         for _ in range(self.cfg.epochs):
-            for index in torch.randperm(rows, generator=generator).chunk(self.cfg.minibatches):
+            for index in torch.randperm(rows, generator=generator, device="cpu").chunk(self.cfg.minibatches):
                 part = batch.rows(index)
                 width = part.tokens.shape[1]
                 both = part.columns | {name: values[index, :width] for name, values in columns.items()}

@@ -42,10 +42,10 @@ class State:
     @classmethod
     def new(cls, plan: Plan) -> "State":
         """Before step 0, on this worker."""
-        model = plan.start().train()
-        if plan.cluster.gpus_per_worker:
-            model = model.to(torch.get_default_device())
-        model = parallelise(model.compute_with(plan.compute), plan.cluster)
+        device = torch.get_default_device() if plan.cluster.gpus_per_worker else torch.device("cpu")
+        with torch.device("cpu"):  # what the workers share between them no device has to hold whole
+            model = plan.start().train()
+        model = parallelise(model.compute_with(plan.compute, device), plan.cluster, device).to(device)
         model.balance_alone = bool(plan.slots)
         return cls(
             model=model,
