@@ -12,6 +12,7 @@ import torch
 from cluster.connect import on_worker
 from cluster.storage import write_json
 from conf.knobs.alignment import RewardLoss
+from conf.knobs.running import Cluster
 from conf.schema import Config
 from moe.decoder import Decoder
 from moe.footprint import active_parameters, parameters
@@ -21,6 +22,7 @@ from moe.tasks.measure import first_of_each
 from moe.tasks.task import Sample
 from moe.text.chat import prompt_ids
 from moe.text.tokenizer import Tokenizer
+from moe.training.objectives import on
 from moe.training.parallel import take_device
 from trainers.files.hindsight import asking, language
 from trainers.preferences import calibration, count_units, judge
@@ -125,19 +127,21 @@ def kept(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, f
     return found | {"forgetting": exp(after["loss"] - before["loss"])}
 
 
-def of_reward(folder: Path, rows: Path, kind: RewardLoss) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
+def of_reward(
+    folder: Path, rows: Path, kind: RewardLoss, cluster: Cluster
+) -> tuple[dict[str, float], dict[str, list[dict[str, float]]]]:
     """(metrics, the bins of each score's calibration) over all rankings in the rows, of the reward model in `folder`.
 
     "loss" (of the total, mean, nats), "pair_accuracy", "brier", "ece", of a principle "<name>/accuracy" and so on where
     the rows tell answers apart by it, and "score_mean" and "score_std" of all answers, the scale of PPO.
     """
-
+    take_device(cluster)
     model, opened = hugging_face.load(folder), Rows(rows)
     head = model.head
     totals, units, loss = [], 0, 0.0
     ahead: dict[str, list[Any]] = {name: [] for name in head}
     with torch.no_grad():
-        for batch in in_turn(opened, len(opened)):
+        for batch in (on(one, model) for one in in_turn(opened, len(opened))):
             judged, _ = judge(model, batch, head)
             loss += float(judged[0].loss(kind))
             units += count_units(batch, kind)

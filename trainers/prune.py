@@ -18,6 +18,7 @@ from moe.formats import hugging_face
 from moe.formats.checkpoints import defaults
 from moe.prune import prune
 from moe.text.tokenizer import Tokenizer
+from moe.training.objectives import on
 from trainers.rows.held_out import in_turn
 from trainers.rows.rows import Rows
 from trainers.suites import held_out
@@ -57,9 +58,9 @@ def expert_load(model: Decoder, rows: Rows, *, limit: int) -> Tensor:
 
     total = torch.zeros(model.cfg.layers, model.cfg.experts, dtype=torch.float64)
     with torch.no_grad():
-        for batch in in_turn(rows, limit):
+        for batch in (on(one, model) for one in in_turn(rows, limit)):
             hidden = model(batch["tokens"], batch["segments"])
-            total += hidden.load.double() * hidden.states.shape[0]
+            total += hidden.load.double().to(total) * hidden.states.shape[0]
     return total / total.sum(1, keepdim=True)
 
 

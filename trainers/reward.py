@@ -113,7 +113,7 @@ def main(cfg: Config) -> dict[str, float]:
         )
         model = fit(plan)
         hugging_face.save(model, stage.folder, Defaults.of(tokenizer, chat=True))
-        found = (stage.folder, stage.folder / "rows" / "val", cfg.reward.loss)
+        found = (stage.folder, stage.folder / "rows" / "val", cfg.reward.loss, cfg.cluster)
         metrics, bins = on_worker(cfg.cluster, closing.of_reward, *found, within=cfg.evaluate.timeout)
         write_json(stage.folder / "calibration.json", bins)
         return stage.finish({**metrics, **read_json(stage.folder / SEEN)})

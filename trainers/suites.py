@@ -26,7 +26,7 @@ from moe.tasks.measure import first_of_each, overlap, read_task_file
 from moe.tasks.task import Sample, Verdict, query
 from moe.text.chat import replacement
 from moe.text.tokenizer import Tokenizer
-from moe.training.objectives import Batch, language_loss
+from moe.training.objectives import Batch, language_loss, on
 from trainers.files.readers import at, expand, read_records
 from trainers.files.samples import read_samples
 from trainers.files.store import texts
@@ -44,9 +44,9 @@ Shown = list[dict[str, Any]]  # examples to look at: id, task, prompt, answer, a
 
 def language_metrics(model: Decoder, tokenizer: Tokenizer, batches: Iterable[Batch]) -> Metrics:
     """{"loss" (nats per target), "perplexity", "bits_per_byte" (of text: see there)} over all batches together."""
-    sizes, nats, targets, text_nats, text_bytes = piece_bytes(tokenizer), 0.0, 0, 0.0, 0
+    sizes, nats, targets, text_nats, text_bytes = piece_bytes(tokenizer).to(model.device), 0.0, 0, 0.0, 0
     with torch.no_grad():
-        for batch in batches:
+        for batch in (on(one, model) for one in batches):
             loss = language_loss(model, batch)
             nats += float(loss.total)
             targets += loss.units

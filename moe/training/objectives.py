@@ -39,6 +39,11 @@ class Objective:
     sums: tuple[str, ...] = ()  # the names of what `Loss.sums` holds
 
 
+def on(batch: Batch, model: Decoder) -> Batch:
+    """The batch where the model is."""
+    return {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
+
+
 def language_loss(model: Decoder, batch: Batch, read: Tensor | None = None) -> Loss:
     """Cross-entropy of the tokens that count, each predicted from the position before it; the model reads `read` [B, T]
     where that is another text than its targets."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from conf.errors import InputError
 from conf.knobs.alignment import RewardLoss
 from conf.knobs.model import Model
+from conf.knobs.running import Cluster
 from conf.knobs.training import Optim
 from moe.decoder import Decoder, Head, new_decoder
 from moe.formats import hugging_face
@@ -199,7 +200,7 @@ def test_a_principle_learns_what_the_total_does_not(tmp_path: Path, kind: Reward
     held = pack(made[400:], 12, head, pad=0)
     write_rows(tmp_path, held, row_length=12, rows_per_shard=64, meta={"tokenizer": "none"})
     hugging_face.save(model, tmp_path / "model", Defaults({}, (), None))
-    metrics, bins = of_reward(tmp_path / "model", tmp_path, kind)
+    metrics, bins = of_reward(tmp_path / "model", tmp_path, kind, Cluster())
     assert metrics["pair_accuracy"] > 0.85 and metrics["helpful/accuracy"] > 0.85
     assert 0 < metrics["ece"] < 0.25 and 0 < metrics["helpful/brier"] < 0.2
     assert sum(bin["pairs"] for bin in bins["total"]) == 3 * 40

@@ -25,7 +25,7 @@ from moe.kernels.allocator import keep_buffers
 from moe.training import checkpoint
 from moe.training.adapt import merge
 from moe.training.doctor import Doctor
-from moe.training.objectives import Batch, Objective, in_precision
+from moe.training.objectives import Objective, in_precision, on
 from moe.training.optimizer import learning_rate
 from moe.training.parallel import own_rank, world_size
 from moe.training.step import Taken, all_sum, apply, gradients
@@ -318,8 +318,3 @@ def held_out_sums(
         sums += torch.tensor([float(v) for v in (loss.total, loss.units, loss.asked, loss.hits)], dtype=torch.float64)
     model.train(training)
     return sums if world == 1 else all_sum(sums)
-
-
-def on(batch: Batch, model: Decoder) -> Batch:
-    """The batch where the model is."""
-    return {name: values.to(model.device, non_blocking=True) for name, values in batch.items()}
