@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -30,8 +31,11 @@ def main(cfg: Config) -> dict[str, float]:
     """Print, write and return the metrics of `evaluate.model`, or of the run's best of rl, hfft, cohft, chat, base."""
 
     suites = chosen(cfg)
+    if cfg.cluster.gpus_per_worker and not torch.cuda.is_available():
+        raise InputError(f"cluster.gpus_per_worker={cfg.cluster.gpus_per_worker:g}, and torch sees no GPU here; try 0")
     path = newest_model(cfg, cfg.evaluate.model, among=(*CHATTING, "base"), knob="evaluate.model")
     model, tokenizer = load(path)
+    model = model.to(cfg.cluster.device)
     metrics: dict[str, float] = {}
     shown: dict[str, list[dict[str, Any]]] = {}
     for suite in suites:

@@ -218,6 +218,15 @@ def test_table_file_and_tracker_tell_the_same(saved: Path, tmp_path: Path, capsy
     assert "exact_match" in shown and "moon moon-月月月\n举头\n-> 月月月" in shown
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_missed_in_a_line(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("月", "utf-8")
+    cfg = config(tmp_path, model=str(saved), files=[str(tmp_path / "a.txt")])
+    cfg.cluster.gpus_per_worker = 1.0
+    with pytest.raises(InputError, match=r"cluster.gpus_per_worker=1, and torch sees no GPU here; try 0"):
+        main(cfg)
+
+
 def test_a_suite_without_data_is_refused_if_named_and_left_out_if_not(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no data for the suite perplexity; give evaluate.files, or another run.name"):
         main(config(tmp_path, model=str(saved)))
