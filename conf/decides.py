@@ -47,8 +47,8 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "gpu": {_FREE: "memory tflops bandwidth mfu"},
     "plan": {_FREE: "detail"},
     "corpus": {
-        _DECIDES: "files txt template keep max_documents max_bad_fraction max_line_bytes val_fraction test_fraction "
-        "steps limits pii against score tail near",
+        _DECIDES: "files format encoding html txt template keep max_documents max_bad_fraction max_line_bytes "
+        "val_fraction test_fraction steps languages sensitive lexicon limits pii against score tail near",
     },
     "why": {_FREE: "record id"},
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},

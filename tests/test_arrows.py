@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "moe.tasks": {"conf", "moe.tasks"},
     "trainers": {"conf", "moe", "cluster", "trainers"},
     "trainers.files": {"conf", "moe.text", "moe.tasks", "cluster", "trainers.files"},
-    "trainers.clean": {"conf", "cluster", "trainers.files", "trainers.clean"},
+    "trainers.clean": {"conf", "cluster", "moe.tasks", "trainers.files", "trainers.clean"},
     "trainers.rows": {"conf", "moe", "cluster", "trainers.files", "trainers.rows"},
     "trainers.loop": {"conf", "moe", "cluster", "trainers.rows", "trainers.loop"},
     "rlhf": {"conf", "moe", "cluster", "rlhf"},

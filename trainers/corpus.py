@@ -30,6 +30,7 @@ from trainers.clean import blocks, copies, gather, report, score, shards
 from trainers.clean.copies import Shards, Spread
 from trainers.clean.shards import Part
 from trainers.clean.steps import Tally, chain, versions
+from trainers.files import encodings
 from trainers.files.documents import SPLITS, renderer
 from trainers.files.readers import absolute, digest, expand, unchanged
 from trainers.files.rejects import Rejects, rejects_in
@@ -44,7 +45,8 @@ def check(cfg: Config) -> None:
     """Raise `InputError` for what cannot be read, and for a step that is not there."""
     renderer(cfg.corpus.template)
     chain(cfg.corpus)
-    expand(cfg.corpus.files)
+    expand(cfg.corpus.files, asked_format=cfg.corpus.format)
+    encodings.check(cfg.corpus.encoding)
     expand(cfg.corpus.against, "corpus.against")
     if cfg.corpus.score:
         score.check(cfg.corpus.score)
@@ -54,7 +56,7 @@ def check(cfg: Config) -> None:
 def main(cfg: Config) -> dict[str, Any]:
 
     check(cfg)
-    files = expand(cfg.corpus.files, told=print)
+    files = expand(cfg.corpus.files, told=print, asked_format=cfg.corpus.format)
     samples = expand(cfg.corpus.against, "corpus.against")
     sources = {path: digest(path) for path in [*files, *samples]}
     settings = {"corpus": cfg.corpus, "sources": sources, "steps": versions(cfg.corpus)}

@@ -27,6 +27,7 @@ from moe.tasks.task import Sample, Verdict, query
 from moe.text.chat import replacement
 from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import Batch, language_loss, on
+from trainers.files.kinds import Form
 from trainers.files.readers import at, expand, read_records
 from trainers.files.samples import read_samples
 from trainers.files.store import texts
@@ -202,7 +203,7 @@ def _perplexity(model: Decoder, tokenizer: Tokenizer, cfg: Config) -> tuple[Metr
 
 def _documents(files: Sequence[str], txt: Txt) -> Iterator[str]:
     for path in files:
-        for number, record in read_records(path, needed=["text"], txt=txt):
+        for number, record in read_records(path, needed=["text"], form=Form(txt=txt)):
             if not isinstance(record.get("text"), str):
                 raise InputError(f"{at(path, number)}: no text in field 'text'; evaluate.files are .txt, or have it")
             yield record["text"]

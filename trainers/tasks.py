@@ -26,9 +26,11 @@ from moe.tasks.instructions import samples
 from moe.tasks.task import Sample, Source
 from trainers.files import store
 from trainers.files.documents import fields
-from trainers.files.readers import BadRecord, absolute, digest, expand, parse, read_sources, unchanged
+from trainers.files.kinds import Form
+from trainers.files.readers import absolute, digest, expand, parse, read_sources, unchanged
 from trainers.files.rejects import REJECTS, rejects_in
 from trainers.files.samples import read_queries, read_samples
+from trainers.files.streams import BadRecord, LeftOut
 
 
 def reads(cfg: Config, there: Collection[str]) -> list[str]:
@@ -51,10 +53,10 @@ def check(cfg: Config) -> None:
 
 def first_record(cfg: Corpus) -> dict[str, Any] | None:
     """The first that can be read; the stage corpus says what is wrong with others."""
-    for path in expand(cfg.files):
-        for source in read_sources(absolute(path), cfg.max_line_bytes, fields(cfg.template), cfg.txt):
-            with suppress(BadRecord):
-                return parse(path, source.content)
+    for path in expand(cfg.files, asked_format=cfg.format):
+        for source in read_sources(absolute(path), cfg.max_line_bytes, fields(cfg.template), Form.of(cfg)):
+            with suppress(BadRecord, LeftOut):
+                return parse(path, source.content, Form.of(cfg))
     return None
 
 

@@ -13,11 +13,21 @@ class Txt(Enum):
     paragraph = "paragraph"  # each run of lines between blank ones
 
 
+class Html(Enum):
+    main = "main"  # what a page is about: without menus, sidebars and footers
+    all = "all"
+
+
 @dataclass(kw_only=True)
 class Corpus:
     """Raw text to clean documents: read, normalise, take the steps, drop copies, split by hash."""
 
     files: list[str] = field(default_factory=lambda: ["data/poems.jsonl.gz"])  # or folders of .txt .jsonl .parquet ...
+    format: str = (
+        ""  # of all files, whatever their names: text json jsonl csv tsv html warc mediawiki epub arrow parquet
+    )
+    encoding: str = "detect"  # of text in files: detect (UTF-8 first, then what is plain), or its name, as in gb18030
+    html: Html = Html.main  # what of a web page is read: main, or all
     txt: Txt = Txt.file  # what is a document of a .txt file: file, or paragraph (between blank lines)
     template: str = "{text}"  # how a record becomes a document; {field} names a field of the record
     keep: list[str] = field(default_factory=list)  # fields that go along with the text, for the domain; empty: all
@@ -26,7 +36,11 @@ class Corpus:
     max_line_bytes: int = 8 * 2**20  # of a line, of an element of a .json array, of a .txt file that is one document
     val_fraction: float = 0.01
     test_fraction: float = 0.01
-    steps: list[str] = field(default_factory=list)  # in order: unicode html lines rules pii, or your.module.function
+    # in order: unicode html lines simplified language rules sensitive pii, or your.module.function
+    steps: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)  # that stay, as the step language names them; empty: all
+    sensitive: float = 3.0  # weight of sensitive words per 1,000 characters above which that step rejects a document
+    lexicon: str = ""  # words of one's own for it, beside data/words: a file as data/words/graded.json is
     limits: dict[str, float] = field(default_factory=dict)  # bounds of the step rules by name, as in zh_characters
     pii: dict[str, str] = field(default_factory=dict)  # by kind: redact, replace, drop (the document) or keep
     against: list[str] = field(default_factory=list)  # evaluation files: a document that holds a sample of them goes
@@ -40,6 +54,11 @@ class Corpus:
                 raise InputError(f"corpus.limits.{name}={limit} must be a number")
         if len(set(self.steps)) < len(self.steps):
             raise InputError(f"corpus.steps={self.steps} names a step twice")
+        if self.languages and "language" not in self.steps:
+            raise InputError(f"corpus.languages={self.languages} needs the step that tells: corpus.steps=[language]")
+        if self.lexicon and "sensitive" not in self.steps:
+            raise InputError(f"corpus.lexicon={self.lexicon} needs the step that uses it: corpus.steps=[sensitive]")
+        positive("corpus", self, "sensitive")
         share("corpus", self, "near", "tail")
         if self.tail and not self.score:
             raise InputError(f"corpus.tail={self.tail} needs a model that scores: corpus.score=<folder>")

@@ -12,7 +12,7 @@ from conf.knobs.running import Run
 from conf.knobs.text import Corpus, Tokenizer, Tokens
 from conf.schema import Config
 from trainers.files.documents import normalise, renderer, split_of
-from trainers.files.readers import BadRecord
+from trainers.files.streams import BadRecord
 
 
 def config(folder: Path, *files: Path, **corpus: Any) -> Config:

@@ -166,9 +166,16 @@ PACKS: dict[str, dict[str, Rule]] = {  # by language; "" is any other
         **{f"top_{size}_gram": Rule(_top(size), most) for size, most in _GOPHER_TOP.items()},
         **{f"copied_{size}_grams": Rule(_copied(size), most) for size, most in _GOPHER_COPIED.items()},
     },
+    "code": {  # Kocetkov et al. 2022 (The Stack)
+        "characters": Rule(lambda text: text.characters, 32, at_least=True),
+        "longest_line": Rule(lambda text: max(map(len, text.lines), default=0), 1000),
+        "line_length": Rule(lambda text: sum(map(len, text.lines)) / max(1, len(text.lines)), 100),
+        "letters_and_digits": Rule(lambda text: text.share(sum(map(str.isalnum, text.solid))), 0.25, at_least=True),
+        "copied_lines": Rule(_repeats(lambda text: text.copied_lines[1]), 0.6),
+    },
     "": {"characters": Rule(lambda text: text.characters, 16, at_least=True), **_ANY},
 }
-_NAMED = {"zh": "zh", "en": "en", "": "other"}  # how a pack begins a knob: corpus.limits.zh_han
+_NAMED = {"zh": "zh", "en": "en", "code": "code", "": "other"}  # how a pack begins a knob: corpus.limits.zh_han
 
 
 def limits() -> dict[str, float]:
@@ -191,7 +198,7 @@ def rules(moved: Mapping[str, float]) -> Step:
 
     def judge(document: Document) -> None:
         text = Measured(document.text)
-        for name, rule, limit in packs[document.language]:
+        for name, rule, limit in packs.get(document.language, packs[""]):
             value = rule.measure(text)
             if value < limit if rule.at_least else value > limit:
                 return document.reject(name, value, limit)

@@ -26,10 +26,14 @@ from trainers.clean.document import Document
 from trainers.clean.steps import Named, Tally, taken
 from trainers.files.damage import repaired
 from trainers.files.documents import clean, fields, identity, renderer, share_of
-from trainers.files.readers import BadRecord, parse, read_sources
+from trainers.files.formats.packed import PACKED
+from trainers.files.kinds import Form
+from trainers.files.readers import parse, read_sources
+from trainers.files.streams import BadRecord, LeftOut
 
 SOURCES_PER_BLOCK = 4096
 BYTES_PER_BLOCK = 8 * 2**20
+LEFT_OUT = "left out"  # the step of what a file holds beside documents
 START = 400  # characters that are kept of a document that goes
 SOURCES = pa.schema(
     {
@@ -65,7 +69,7 @@ ROWS = pa.schema(
     }
 )
 
-_GROWTH = 3  # about how many times as long a text is as its gzip
+_GROWTH = 3  # about how many times as long a text is as its packed file
 _DECIDED = ("step", "rule", "value", "limit", "note")
 Tallies = dict[str, Tally]
 
@@ -83,9 +87,9 @@ class Part:
         return f"{self.number:06d}-{block:06d}"
 
     def read(self, file: str, offset: int) -> int:
-        """About how many bytes of the part have been read, at this byte of one of its files; a guess for a gzip."""
+        """About how many bytes of the part have been read, at this byte of a file; a guess for a packed one."""
         at = self.files.index(file)
-        here = offset // _GROWTH if file.endswith(".gz") else offset
+        here = offset // _GROWTH if Path(file).suffix in PACKED else offset
         return sum(self.sizes[:at]) + min(here, self.sizes[at])
 
     @property
@@ -114,14 +118,14 @@ def parts(files: Sequence[str], paths: Sequence[str]) -> list[Part]:
 def blocks(part: Part, cfg: Corpus) -> Iterator[pa.Table]:
     """A part's records as bytes, in tables of `SOURCES`; a file that cannot be read ends in a row saying so."""
     rows: list[tuple[str, int, int, bytes, str, bool]] = []
-    size, needed = 0, fields(cfg.template)
+    size, needed, form = 0, fields(cfg.template), Form.of(cfg)
     for file, path in zip(part.files, part.paths, strict=True):
         try:
             sources = read_sources(
                 path,
                 cfg.max_line_bytes,
                 needed,
-                cfg.txt,
+                form,
                 keep=cfg.keep and [*cfg.keep, *needed],
                 knob="corpus.max_line_bytes",
             )
@@ -145,20 +149,27 @@ def _table(rows: list[tuple[str, int, int, bytes, str, bool]]) -> pa.Table:
 def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[list[Document | str], list[bool], Tallies]:
     """(the document of each record of a table of `SOURCES`, or why there is none; whether it was repaired; the steps'
     tallies): rendered, normalised and judged by every step."""
-    render = renderer(cfg.template)
+    render, form = renderer(cfg.template), Form.of(cfg)
     kept_fields = {*cfg.keep, *fields(cfg.template)}
     found: list[Document | str] = []
     mended: list[bool] = []
+    encodings: list[str] = []  # that a document was in, if not in UTF-8
     for file, content, reason in zip(*(table[name].to_pylist() for name in ("file", "content", "reason")), strict=True):
         made: Document | str = reason
         changed = False
+        encodings.clear()
         if not reason:
             try:
-                given = parse(file, content)
+                given = parse(file, content, form, encodings.append)
                 if cfg.keep:
                     given = {name: value for name, value in given.items() if name in kept_fields}
                 record = {name: repaired(value) if isinstance(value, str) else value for name, value in given.items()}
                 made, changed = Document(clean(render(record)), record), record != given
+                if encodings:
+                    made.changes.update(f"read as {name}" for name in encodings)
+            except LeftOut as error:
+                made = Document("")
+                made.reject(error.rule, step=LEFT_OUT)
             except BadRecord as error:
                 made = str(error)
         found.append(made)

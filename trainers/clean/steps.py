@@ -13,7 +13,9 @@ from conf.knobs.text import Corpus
 from trainers.clean import pii, text
 from trainers.clean.against import against
 from trainers.clean.document import Block, Document, Step, language_of
+from trainers.clean.language import language, simplified, version_of_simplified
 from trainers.clean.rules import rules
+from trainers.clean.sensitive import sensitive, words
 from trainers.files.documents import fields, normalise
 
 Edit = Callable[[str], str]
@@ -67,10 +69,17 @@ def _pii(cfg: Corpus) -> Named:
     return Named("pii", "1", pii.pii(cfg.pii), lambda text: pii.edited(text, ways)[0])
 
 
+def _sensitive(cfg: Corpus) -> Named:
+    return Named("sensitive", words(cfg.lexicon).version, sensitive(cfg.sensitive, cfg.lexicon))
+
+
 STEPS: dict[str, Callable[[Corpus], Named]] = {
     "unicode": _mending("unicode", "1", text.unicode),
     "html": _mending("html", "1", text.html_remnants),
     "lines": _mending("lines", "1", text.without_boilerplate),
+    "language": lambda cfg: Named("language", "1", language(cfg.languages)),
+    "simplified": lambda cfg: _mending("simplified", version_of_simplified(), simplified)(cfg),
+    "sensitive": _sensitive,
     "rules": lambda cfg: Named("rules", "1", rules(cfg.limits)),
     "pii": _pii,
 }

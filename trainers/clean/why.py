@@ -20,6 +20,7 @@ from conf.schema import Config
 from trainers.clean.gather import LEDGER, ROWS_PER_FILE
 from trainers.clean.page import number, place
 from trainers.clean.report import REPORT
+from trainers.clean.shards import LEFT_OUT
 
 SHOWN = 200  # characters of a text
 
@@ -80,6 +81,8 @@ def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:
     step = life["step"]
     if step == "read":
         return [*told, f"  read: no record: {life['rule']}"]
+    if step == LEFT_OUT:
+        return [*told, f"  left out: {life['rule']}"]
     told.append(f"  read: {life['characters']:,} characters, language {life['language'] or 'other'}")
     if step == "empty":
         return [*told, "  empty: nothing to see"]

@@ -4,7 +4,8 @@ import re
 from functools import cache
 from unicodedata import combining
 
-from trainers.files.readers import BadRecord
+from trainers.files.encodings import plausible
+from trainers.files.streams import BadRecord
 
 REPLACED, BOX = "\ufffd", "\u25a1"
 LOST = {REPLACED: 0.1, "锟斤拷": 0.1, BOX: 0.5}  # share of the characters above which a text is refused
@@ -43,13 +44,33 @@ def check(text: str) -> None:
 
 
 def repaired(text: str) -> str:
-    """`text`; or, where all of it is UTF-8 that was read as Windows-1252, Latin-1 or GBK, what it was."""
+    """`text`; or, where all of it is UTF-8 that was read as Windows-1252, Latin-1 or GBK, what it was; so too
+    Chinese in GB 18030 or Big5 that was read as Latin-1."""
     if text.isascii():
         return text
-    if _may_be_latin(text):
-        return _undone(text.translate(_BYTE_OF), "latin-1", at_least=2, above=0x7F) or text
+    first = _ABOVE.search(text)
+    if first is not None and first[0] <= "\xff":
+        latin = "\xc2" <= first[0] <= "\xf4"
+        undone = _undone(text.translate(_BYTE_OF), "latin-1", at_least=2, above=0x7F) if latin else ""
+        return undone or _chinese(text) or text
     # the first characters tell, nearly always, so that ordinary Chinese costs nothing
     return (_undone(text[:48], "gb18030", at_least=1, above=0x7FF, cut=True) and _undone(text, "gb18030")) or text
+
+
+def _chinese(text: str) -> str:
+    """What was read as Latin-1 or Windows-1252 and is Chinese by GB 18030 or Big5; "" if that is not plain."""
+    content = text.translate(_BYTE_OF).encode("latin-1", errors="ignore")
+    beyond = len(_ABOVE.findall(text))
+    if len(content) < len(text) or beyond < 2 * _FEW or 2 * beyond < sum(map(str.isalpha, text)):
+        return ""
+    for encoding in ("gb18030", "big5hkscs"):
+        try:
+            was = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if plausible(was, encoding):
+            return was
+    return ""
 
 
 def _undone(text: str, encoding: str, at_least: int = _PROOF, above: int = 0x7FF, *, cut: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from conf.errors import InputError
 from conf.knobs.text import Corpus
 from trainers.files import damage
-from trainers.files.readers import BadRecord
+from trainers.files.streams import BadRecord
 
 SPLITS = ("train", "val", "test")
 SHOWN = 20  # names of fields in a message; a record may have a hundred thousand

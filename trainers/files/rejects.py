@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from conf.errors import InputError
-from trainers.files.readers import BadRecord, at, parse, place, read_sources
+from trainers.files.readers import at, parse, place, read_sources
+from trainers.files.streams import BadRecord, LeftOut
 
 Made = TypeVar("Made")
 REJECTS = "rejects.jsonl"
@@ -75,6 +76,8 @@ def made_of(path: str | Path, make: Callable[[dict[str, Any], int, str], Made], 
             if source.reason:
                 raise BadRecord(source.reason)
             made = make(parse(path, source.content), source.line, where)
+        except LeftOut:
+            continue
         except (BadRecord, InputError) as error:
             rejects.add(path, source.line, source.offset, str(error).removeprefix(f"{where}: "))
         else:

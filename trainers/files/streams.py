@@ -3,27 +3,38 @@
 A record keeps its place, line and byte, and costs no more memory than its limit, however long it is in its file.
 """
 
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from conf.errors import InputError
+from trainers.files.formats.packed import DAMAGES, damaged, grown, opened
 
-MAX_RATIO = 200  # a gzip that grows more than this is a bomb, or no text
-RATIO_FROM = 4 * 2**20  # bytes; small files of blanks compress better than any text
+_SAID = 500  # characters of a reason; what a record holds may be in it
 _CHUNK = 2**16
-_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 _BLANK = b" \t\r\n"
 _MARK = b"\xef\xbb\xbf"  # a byte order mark
 _OUTSIDE = re.compile(rb'["\[\]{},]')  # what matters between the strings of a JSON text, and within one
 _ALONE = re.compile(rb"\r(?![\n]|\Z)")
 _WITHIN = re.compile(rb'["\\]')
+
+
+class BadRecord(ValueError):
+    """One record cannot be used; the text says why, in a line. The caller knows where it stands."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason if len(reason) <= _SAID else f"{reason[:_SAID]}...")
+
+
+class LeftOut(ValueError):
+    """What a file holds beside documents, a redirect say: no fault, and told in the corpus's report."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule[:_SAID])
+        self.rule = rule[:_SAID]
 
 
 @dataclass(frozen=True)
@@ -34,23 +45,6 @@ class Source:
     offset: int  # byte at which it begins, after decompression; 0 in a table
     content: bytes  # a JSON object, or the text of a .txt document
     reason: str = ""
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """(stream, bytes that it may have): a gzip is read as any other stream, under a bound on how far it may grow."""
-    with open(path, "rb") as raw:
-        zipped = str(path).endswith(".gz")
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
-        yield stream, max(RATIO_FROM, MAX_RATIO * Path(path).stat().st_size) if zipped else 2**63
-
-
-def _damaged(path: str | Path, line: int, offset: int, error: Exception) -> InputError:
-    return InputError(f"{path}:{line}: damaged or cut gzip after byte {offset} ({error})")
-
-
-def _grown(path: str | Path, line: int) -> InputError:
-    return InputError(f"{path}:{line}: the gzip grows more than {MAX_RATIO}-fold; unpack it to use it")
 
 
 class _Returns(io.RawIOBase):
@@ -72,9 +66,9 @@ class _Returns(io.RawIOBase):
         return len(chunk)
 
 
-def lines(path: str | Path, limit: int, *, returns: bool = False) -> Iterator[Source]:
+def lines(path: str | Path, limit: int, encoding: str = "", *, returns: bool = False) -> Iterator[Source]:
     """Every line, blank ones too, without its end. `returns`: a carriage return alone ends one too."""
-    with _opened(path) as (raw, allowed):
+    with opened(path, encoding) as (raw, allowed):
         stream = io.BufferedReader(_Returns(raw)) if returns else raw
         number, offset = 0, 0
         while True:
@@ -86,13 +80,13 @@ def lines(path: str | Path, limit: int, *, returns: bool = False) -> Iterator[So
                     length += len(rest)
                     if rest.endswith(b"\n") or offset + length > allowed:
                         break
-            except _GZIP_ERRORS as error:
-                raise _damaged(path, number + 1, offset, error) from None
+            except DAMAGES as error:
+                raise damaged(path, number + 1, offset, error) from None
             if not content:
                 return
             number += 1
             if offset + length > allowed:
-                raise _grown(path, number)
+                raise grown(path, number)
             if too_long:
                 yield Source(number, offset, b"", f"the line has {length} bytes, at most {limit} are allowed")
             else:
@@ -101,29 +95,30 @@ def lines(path: str | Path, limit: int, *, returns: bool = False) -> Iterator[So
             offset += length
 
 
-def whole(path: str | Path, limit: int) -> Iterator[Source]:
-    """The file as one record, unless it holds blanks alone."""
+def whole(path: str | Path, limit: int, encoding: str = "", *, cuts: bool = True) -> Iterator[Source]:
+    """The file as one record, unless it holds blanks alone. `cuts`: whether there is another way to read it."""
     held: list[bytes] = []
     size = offset = 0
-    with _opened(path) as (stream, allowed):
+    with opened(path, encoding) as (stream, allowed):
         try:
             while chunk := stream.read(_CHUNK):
                 offset += len(chunk)
                 if offset > allowed:
-                    raise _grown(path, 1)
+                    raise grown(path, 1)
                 size += len(chunk) if held or chunk.strip() else 0
                 if size and size <= limit:
                     held.append(chunk)
-        except _GZIP_ERRORS as error:
-            raise _damaged(path, 1, offset, error) from None
+        except DAMAGES as error:
+            raise damaged(path, 1, offset, error) from None
     if size > limit:
-        advice = "corpus.txt=paragraph cuts it at blank lines, corpus.max_line_bytes allows more"
+        advice = "corpus.txt=paragraph cuts it at blank lines, " if cuts else ""
+        advice += "corpus.max_line_bytes allows more"
         yield Source(1, 0, b"", f"as one document the file has {offset} bytes, at most {limit} are allowed; {advice}")
     elif held:
         yield Source(1, 0, b"".join(held).removeprefix(_MARK).strip(b"\r\n"))
 
 
-def paragraphs(path: str | Path, limit: int) -> Iterator[Source]:
+def paragraphs(path: str | Path, limit: int, encoding: str = "") -> Iterator[Source]:
     """Runs of lines between blank ones."""
     held: list[Source] = []
     size = 0
@@ -135,7 +130,7 @@ def paragraphs(path: str | Path, limit: int) -> Iterator[Source]:
         content = b"" if reasons else b"\n".join(line.content for line in held)
         return Source(held[0].line, held[0].offset, content, reasons[0] if reasons else "")
 
-    for line in lines(path, limit, returns=True):
+    for line in lines(path, limit, encoding, returns=True):
         if line.reason or line.content.strip():
             size += len(line.content) + 1
             # past the limit only the line's place is kept: the paragraph is refused, whatever its length
@@ -147,29 +142,29 @@ def paragraphs(path: str | Path, limit: int) -> Iterator[Source]:
         yield document()
 
 
-def is_array(path: str | Path) -> bool:
-    """Whether a JSON file begins as an array does. Raises `InputError` for a damaged gzip."""
-    with _opened(path) as (stream, _):
+def is_array(path: str | Path, encoding: str = "") -> bool:
+    """Whether a JSON file begins as an array does. Raises `InputError` for a damaged packed file."""
+    with opened(path, encoding) as (stream, _):
         try:
             start = stream.read(_CHUNK)
-        except _GZIP_ERRORS as error:
-            raise _damaged(path, 1, 0, error) from None
+        except DAMAGES as error:
+            raise damaged(path, 1, 0, error) from None
     return start.removeprefix(_MARK).lstrip(_BLANK).startswith(b"[")
 
 
-def elements(path: str | Path, limit: int) -> Iterator[Source]:
+def elements(path: str | Path, limit: int, encoding: str = "") -> Iterator[Source]:
     """The elements of the JSON array that is the whole file. Raises `InputError` where it is not one array."""
     scan = _Array(path, limit)
-    with _opened(path) as (stream, allowed):
+    with opened(path, encoding) as (stream, allowed):
         try:
             while chunk := stream.read(_CHUNK):
                 if scan.offset + len(chunk) > allowed:
-                    raise _grown(path, scan.line)
+                    raise grown(path, scan.line)
                 if not scan.offset and chunk.startswith(_MARK):
                     scan.offset, chunk = len(_MARK), chunk.removeprefix(_MARK)
                 yield from scan.feed(chunk)
-        except _GZIP_ERRORS as error:
-            raise _damaged(path, scan.line, scan.offset, error) from None
+        except DAMAGES as error:
+            raise damaged(path, scan.line, scan.offset, error) from None
     if not scan.closed:
         raise InputError(f"{path}:{scan.line}: the file ends within its array (byte {scan.offset}); it was cut")
 

@@ -15,13 +15,18 @@ from moe.tasks import forms
 from moe.tasks.task import Sample
 from moe.text.rendering import Rendered
 from moe.text.tokenizer import Tokenizer
-from trainers.clean import pii, text
+from trainers.clean import language, pii, text
 from trainers.clean.document import language_of
 from trainers.clean.near import signature
 from trainers.clean.rules import PACKS, Measured
+from trainers.clean.sensitive import weighed, words
 from trainers.files.damage import repaired
 from trainers.files.documents import clean, renderer
-from trainers.files.readers import BadRecord, parse, read_sources
+from trainers.files.encodings import decoded
+from trainers.files.formats import wiki
+from trainers.files.kinds import Form
+from trainers.files.readers import parse, read_sources
+from trainers.files.streams import BadRecord
 from trainers.rows.conversations import piece
 
 MOST = 2.9  # times as long for twice as much; the square would be 4
@@ -29,6 +34,10 @@ MOST = 2.9  # times as long for twice as much; the square would be 4
 
 def record(text: str) -> object:
     return renderer("{x}")(parse("x.jsonl", text.encode()))
+
+
+def page(text: str) -> object:
+    return parse("x.html", text.encode())
 
 
 def turns(count: int) -> dict[str, Any]:
@@ -59,6 +68,19 @@ WORST: dict[str, tuple[Callable[[Any], object], Callable[[int], Any]]] = {  # na
     "accents in disorder": (clean, lambda n: "a" + "\u0301\u0316" * (n // 4)),
     "accents at the bound": (clean, lambda n: ("a" + "\u0301\u0316" * 127) * (n // 509)),
     "joiners": (clean, lambda n: "\u200d" * (n // 3)),
+    "bytes that may be Chinese": (lambda n: decoded(b"\xb0\xa1" * (n // 2) + b"\xff", "detect"), lambda n: n),
+    "bytes that may be UTF-16": (lambda n: decoded(b"\x60\x4f" * (n // 2), "detect"), lambda n: n),
+    "Chinese that was read as Latin-1": (repaired, lambda n: "Ã¤" * (n // 4) + "Ä"),
+    "elements in each other": (page, lambda n: ("<div>" * 250 + "x" + "</div>" * 250) * (n // 2751 + 1)),
+    "unclosed formatting": (page, lambda n: "<b>" * 16 + "<p>x" * (n // 4)),
+    "tags that nothing closes": (page, lambda n: '<div a="' * (n // 8)),
+    "comments that nothing closes": (page, lambda n: "<!--" * (n // 4)),
+    "scripts in a page that nothing closes": (page, lambda n: "<script><title>" * (n // 15)),
+    "many attributes": (page, lambda n: ("<p " + "".join(f"a{k}=b " for k in range(500)) + ">") * (n // 3900 + 1)),
+    "templates that nothing closes": (wiki.plain, lambda n: "{{a|" * (n // 4)),
+    "links in each other": (wiki.plain, lambda n: "[[a|" * (n // 8) + "]]" * (n // 8)),
+    "references that nothing closes": (wiki.plain, lambda n: "<ref>" * (n // 5)),
+    "halves of outside links": (wiki.plain, lambda n: "[http://" * (n // 8)),
     "mojibake": (repaired, lambda n: "Ã©" * (n // 4) + "é"),
     "an object of many keys, one twice": (
         record,
@@ -95,6 +117,10 @@ WORST: dict[str, tuple[Callable[[Any], object], Callable[[int], Any]]] = {  # na
     "rules on lines": (measured, lambda n: "a\n" * (n // 2)),
     "rules on words": (measured, lambda n: "the cat of " * (n // 11)),
     "what language it is": (language_of, lambda n: "a" * n),
+    "what language a model says": (language.identified, lambda n: "x = " * (n // 5) + "\n"),
+    "lines of a program": (language.identified, lambda n: ("def " + "a" * 190 + "\n") * (n // 195)),
+    "traditional characters": (language.simplified, lambda n: "乾體" * (n // 6)),
+    "sensitive words": (lambda text: weighed(text, words()), lambda n: "鸦片战" * (n // 9)),
     "a signature": (
         lambda text: signature(text, "zh"),
         lambda n: "".join(map(chr, range(0x4E00, 0x4E00 + 9999))) * (n // 29997),
@@ -154,7 +180,7 @@ def test_a_text_of_short_words_is_shown_to_the_trainer_as_it_is() -> None:
     assert "".join(cut) == "x " + "y" * 600 + " z" and max(map(len, cut)) <= LONG + 2
 
 
-@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.json"])
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.json", "x.csv", "y.csv", "x.warc", "x.xml"])
 def test_a_file_of_the_worst_lines_is_read_in_time(tmp_path: Path, name: str) -> None:
     from conf.knobs.text import Txt
 
@@ -163,9 +189,13 @@ def test_a_file_of_the_worst_lines_is_read_in_time(tmp_path: Path, name: str) ->
             "x.txt": b"\r" * size + b"a",
             "x.jsonl": b"\n\r " * (size // 3),
             "x.json": b"[" + b"{}, " * (size // 4),
+            "x.csv": b"a,b\n" + b'"x\n' * (size // 3),
+            "y.csv": b"a,b\n" + b',"' * (size // 2),
+            "x.warc": b"WARC/1.0\r\nContent-Length: 0\r\n\r\n" * (size // 33),
+            "x.xml": b"<mediawiki>" + b"<page><text>x&amp;" * (size // 18),
         }
         (tmp_path / name).write_bytes(content[name])
-        return seconds(lambda path: list(read_sources(path, txt=Txt.paragraph)), tmp_path / name)
+        return seconds(lambda path: list(read_sources(path, 2**20, form=Form(txt=Txt.paragraph))), tmp_path / name)
 
     once, twice = took(2**14), took(2**15)
     assert twice < MOST * once + 0.02, f"{once:.3f} s, {twice:.3f} s"
@@ -190,14 +220,14 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     ),
     (
         "keys are compared once",
-        "trainers/files/readers.py",
+        "trainers/files/objects.py",
         "name for name in counts if counts[name] > 1)",
         "name for name, _ in pairs if [one for one, _ in pairs].count(name) > 1)",
         "test_work_grows_no_faster_than_a_line",
     ),
     (
         "a string that does not end is looked through once",
-        "trainers/files/readers.py",
+        "trainers/files/objects.py",
         '|\\\\.)*+"?|',
         '|\\\\.)*+"|',
         "test_work_grows_no_faster_than_a_line",

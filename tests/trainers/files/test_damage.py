@@ -4,7 +4,7 @@ import pytest
 
 from trainers.files.damage import repaired
 from trainers.files.documents import clean, renderer
-from trainers.files.readers import BadRecord
+from trainers.files.streams import BadRecord
 
 POEM = "床前明月光，疑是地上霜。举头望明月，低头思故乡。"
 FRENCH = "Les élèves français préfèrent le café ; l’été, déjà…"

@@ -12,6 +12,7 @@ import pytest
 from conf.errors import InputError
 from conf.knobs.text import Txt
 from trainers.files import streams
+from trainers.files.kinds import Form
 from trainers.files.readers import expand, read_records, read_sources
 from trainers.files.streams import Source
 
@@ -33,14 +34,14 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
 
 def test_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
     path = put(tmp_path, "x.txt", b"\n\none\ntwo\n \n\n\nthree\n")
-    assert list(read_records(path, txt=Txt.paragraph)) == [(3, {"text": "one\ntwo"}), (8, {"text": "three"})]
+    assert list(read_records(path, form=Form(txt=Txt.paragraph))) == [(3, {"text": "one\ntwo"}), (8, {"text": "three"})]
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.txt.gz"])
 def test_a_carriage_return_ends_a_line_of_text(tmp_path: Path, name: str) -> None:
     content = b"one\rtwo\r\rthree\r\n\r\n\nfour" + b"x" * 9000 + b"\r\r\nfive"
     path = put(tmp_path, name, content)
-    found = list(read_sources(path, txt=Txt.paragraph))
+    found = list(read_sources(path, form=Form(txt=Txt.paragraph)))
     assert [(one.line, one.content[:8]) for one in found] == [
         (1, b"one\ntwo"),
         (4, b"three"),
@@ -253,9 +254,9 @@ def test_files_are_found_or_named(tmp_path: Path) -> None:
         expand([f"{tmp_path}/no.jsonl"])
     with pytest.raises(InputError, match=r"\*\.parquet: no file matches"):
         expand([f"{tmp_path}/*.parquet"])
-    (tmp_path / "x.csv").write_text("a")
-    with pytest.raises(InputError, match=r"x\.csv: unknown kind of file; it must end in \.txt, "):
-        expand([f"{tmp_path}/x.csv"])
+    (tmp_path / "x.bin").write_text("a")
+    with pytest.raises(InputError, match=r"x\.bin: unknown kind of file; it must end in \.txt, "):
+        expand([f"{tmp_path}/x.bin"])
 
 
 def test_records_are_plain_json(tmp_path: Path) -> None:
@@ -267,8 +268,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a carriage return ends a line",
         "trainers/files/streams.py",
-        "lines(path, limit, returns=True)",
-        "lines(path, limit)",
+        "lines(path, limit, encoding, returns=True)",
+        "lines(path, limit, encoding)",
         "test_a_carriage_return_ends_a_line_of_text",
     ),
     (
@@ -281,7 +282,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a text file is not cut at its blank lines unasked",
         "trainers/files/readers.py",
-        "(whole if txt is Txt.file else paragraphs)",
+        "(whole if asked.form.txt is Txt.file else paragraphs)",
         "(paragraphs)",
         "test_a_text_file_is_one_document_unless_it_is_to_be_cut",
     ),
