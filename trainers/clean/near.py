@@ -1,5 +1,8 @@
 """Near copies: what two documents share of their runs of five, estimated by MinHash, found by bands of hashes.
 
+Of a short text the runs have three units: one changed character takes five runs of five along, which of a poem of
+twenty are a third.
+
 Broder 1997 (MinHash), Leskovec et al. (Mining of Massive Datasets, chapter 3: bands). Chinese and every script but
 English is cut into characters, English into words; blanks, punctuation and case do not count.
 """
@@ -15,6 +18,7 @@ from trainers.clean.document import WORD
 from trainers.clean.repeats import codes, grams
 
 SIZE = 5  # units of a run
+SHORT, SHORT_SIZE = 64, 3  # units from which on a text is no short one; units of a run of one that is
 HASHES = 128  # numbers of a signature: the estimate's standard deviation is at most 0.045
 CAUGHT = 0.85  # share of the pairs that are just as like as the knob says which must meet in a band
 _CHUNK = 16384  # runs that are hashed at a time
@@ -40,9 +44,10 @@ def units(text: str, language: str) -> NDArray[np.uint32]:
     return codes(_SOLID.sub("", text).lower())
 
 
-def runs(text: str, language: str, size: int = SIZE) -> NDArray[np.uint64]:
-    """The hashes of a text's runs of `size` units, each once; of a shorter text that of the whole."""
+def runs(text: str, language: str) -> NDArray[np.uint64]:
+    """The hashes of a text's runs, each once; of a text that is shorter than one that of the whole."""
     found = units(text, language)
+    size = SIZE if len(found) >= SHORT else SHORT_SIZE
     return np.unique(grams(found, min(size, len(found)))) if len(found) else np.empty(0, np.uint64)
 
 

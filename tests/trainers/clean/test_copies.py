@@ -30,7 +30,13 @@ def chinese(count: int) -> list[str]:
     ]
 
 
-def english(count: int) -> list[str]:
+def short(count: int) -> list[str]:
+    """Poems of any length, most of twenty to sixty characters."""
+    with gzip.open(ROOT / "data" / "poems.jsonl.gz", "rt", encoding="utf-8") as file:
+        return random.Random(5).sample([json.loads(line)["text"] for line in islice(file, 12_000)], count)
+
+
+def english(count: int, least: int = 80, most: int = 400) -> list[str]:
     """Texts of made-up sentences: words as often as in a language, no two texts alike."""
     dice = random.Random(7)
     letters = "etaoinshrdlucmfwypvbgk"
@@ -38,7 +44,7 @@ def english(count: int) -> list[str]:
     common = "the of and to in is was that it for with as on be at by this had not are but from or have".split()
     made = []
     for _ in range(count):
-        size = dice.randint(80, 400)
+        size = dice.randint(least, most)
         made.append(" ".join(dice.choice(common) if dice.random() < 0.45 else dice.choice(words) for _ in range(size)))
     return made
 
@@ -57,7 +63,7 @@ def lives(folder: Path) -> list[dict[str, Any]]:
 
 def written(path: Path, texts: list[str]) -> Corpus:
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), "utf-8")
-    return Corpus(files=[str(path)], near=0.45, val_fraction=0, test_fraction=0)
+    return Corpus(files=[str(path)], near=0.5, val_fraction=0, test_fraction=0)
 
 
 def found(texts: list[str], folder: Path) -> list[dict[str, Any]]:
@@ -66,10 +72,15 @@ def found(texts: list[str], folder: Path) -> list[dict[str, Any]]:
     return lives(folder)
 
 
-@pytest.mark.parametrize("language", ["zh", "en"])
-def test_planted_near_copies_are_found_and_others_stay(tmp_path: Path, language: str) -> None:
-    dice = random.Random(11)
-    texts = chinese(600) if language == "zh" else english(300)
+MADE = {"zh": lambda: chinese(600), "en": lambda: english(300), "short zh": lambda: short(600)} | {
+    "short en": lambda: english(600, 16, 60)
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_planted_near_copies_are_found_and_others_stay(tmp_path: Path, kind: str) -> None:
+    dice, language = random.Random(11), kind[-2:]
+    texts = MADE[kind]()
     # what the corpus itself has twice is none of ours
     texts = [text for text, life in zip(texts, found(texts, tmp_path / "own"), strict=True) if not life["step"]]
     units = "".join(texts).split() if language == "en" else list("".join(texts))
@@ -173,5 +184,12 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "held.append(np.concatenate([[begin], np.arange(start, min(end, start + MEMBERS))]))",
         "held.append(np.arange(start, min(end, start + MEMBERS)))",
         "test_ranges_and_pieces_change_nothing",
+    ),
+    (
+        "a short text is cut into shorter runs",
+        "trainers/clean/near.py",
+        "SIZE if len(found) >= SHORT else SHORT_SIZE",
+        "SIZE",
+        "test_planted_near_copies_are_found_and_others_stay",
     ),
 ]
