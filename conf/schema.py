@@ -11,7 +11,7 @@ from conf.knobs.alignment import Cohft, Hfft, Inspect, Judge, Ppo, Rank, Replay,
 from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
-from conf.knobs.text import Corpus, Tokenizer, Tokens, Why
+from conf.knobs.text import Corpus, Forget, Tokenizer, Tokens, Why
 from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Sft, Spikes
 
 
@@ -30,6 +30,7 @@ class Config:
     plan: Planner = field(default_factory=Planner)
     corpus: Corpus = field(default_factory=Corpus)
     why: Why = field(default_factory=Why)
+    forget: Forget = field(default_factory=Forget)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     tokens: Tokens = field(default_factory=Tokens)
     tasks: Tasks = field(default_factory=Tasks)

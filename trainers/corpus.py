@@ -32,6 +32,7 @@ from trainers.clean.shards import Part
 from trainers.clean.steps import Tally, chain, versions
 from trainers.files import encodings
 from trainers.files.documents import SPLITS, renderer
+from trainers.files.forgotten import FORGOTTEN, Forgotten
 from trainers.files.readers import absolute, digest, expand, unchanged
 from trainers.files.rejects import Rejects, rejects_in
 
@@ -59,7 +60,9 @@ def main(cfg: Config) -> dict[str, Any]:
     files = expand(cfg.corpus.files, told=print, asked_format=cfg.corpus.format)
     samples = expand(cfg.corpus.against, "corpus.against")
     sources = {path: digest(path) for path in [*files, *samples]}
-    settings = {"corpus": cfg.corpus, "sources": sources, "steps": versions(cfg.corpus)}
+    settings: dict[str, Any] = {"corpus": cfg.corpus, "sources": sources, "steps": versions(cfg.corpus)}
+    if left := Forgotten.of(cfg.run.folder / FORGOTTEN).version:
+        settings["forgotten"] = {"version": left}
     if cfg.corpus.score:
         settings["model"] = score.digests(cfg.corpus.score)
     with open_stage(cfg, "corpus", reads=[], settings=settings) as stage:
@@ -162,7 +165,7 @@ def make_shards(parts: Sequence[Part], cfg: Config, folder: Path) -> Iterator[di
     room = side_by_side(cfg.cluster)
     readers, cleaners = (ray.data.TaskPoolStrategy(size=size) for size in (min(len(items), room), room))
     data = data.map_batches(blocks.load, batch_size=1, fn_kwargs=dict(given), num_cpus=0, compute=readers)
-    given["seed"] = cfg.run.seed
+    given |= {"seed": cfg.run.seed, "forgotten": str(cfg.run.folder.absolute() / FORGOTTEN)}
     more: dict[str, Any] = {"batch_format": "pyarrow", "fn_kwargs": given, "num_cpus": cpus, "compute": cleaners}
     data = data.map_batches(blocks.make, batch_size=1, **more)
     before = [0, *accumulate(sum(part.sizes) for part in parts)]  # bytes, for who waits

@@ -20,10 +20,10 @@ from moe.tasks.measure import read_task_file
 from moe.tasks.task import Sample
 from moe.text.tokenizer import Tokenizer
 from trainers import closing
-from trainers.difficulty import GRADES, grade, read_ranks
 from trainers.loop.growth import lengthened
 from trainers.loop.tuning import FORGOTTEN, check_replay, remedy, tune
 from trainers.rows.conversations import by_task, check_length, fitting, pieces, write
+from trainers.rows.difficulty import GRADES, grade, read_ranks
 from trainers.rows.epochs import FILE as SEEN
 from trainers.rows.epochs import in_steps
 from trainers.rows.feed import rows_before

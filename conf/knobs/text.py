@@ -112,3 +112,11 @@ class Why:
 
     record: str = ""  # file:line, as in data/poems.jsonl.gz:17; the end of the file's name is enough
     id: int = -1  # the number that a document has in the corpus's Parquet files
+
+
+@dataclass(kw_only=True)
+class Forget:
+    """Which records of the corpus are to be forgotten, with all their copies."""
+
+    records: list[str] = field(default_factory=list)  # file:line each, as for why.record
+    ids: list[int] = field(default_factory=list)  # the numbers that documents have in the corpus's Parquet files

@@ -200,7 +200,7 @@ class Pretrain(Fit):
 @dataclass(kw_only=True)
 class Curriculum:
     """SFT from easy to hard. A sample's difficulty is its rank within its task by the base model's loss on its answers
-    (see trainers/difficulty.py); each stage trains on an equal part of every task's samples."""
+    (see trainers/rows/difficulty.py); each stage trains on an equal part of every task's samples."""
 
     stages: int = 1  # 1: no curriculum, everything shuffled
     revisit: float = 0.5  # share of a later stage from those before it; of 2 stages the last then has everything alike

@@ -19,9 +19,9 @@ from moe.tasks.task import Sample
 from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from trainers.closing import forgetting
-from trainers.difficulty import GRADES
 from trainers.files.samples import read_samples
 from trainers.loop.tuning import remedy
+from trainers.rows.difficulty import GRADES
 from trainers.rows.mixture import Course, Phase
 from trainers.rows.packing import pack
 from trainers.rows.rows import Rows, write_rows

@@ -13,6 +13,7 @@ from trainers.clean import shards
 from trainers.clean.copies import Work
 from trainers.clean.shards import Part
 from trainers.clean.steps import Named, chain
+from trainers.files.forgotten import Forgotten
 
 
 def load(batch: dict[str, Any], cfg: Corpus, folder: str) -> Iterator[pa.Table]:
@@ -46,13 +47,14 @@ def _packed(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def make(batch: pa.Table, cfg: Corpus, folder: str, seed: int) -> pa.Table:
-    """The shard of a block, unless it is there; its counts."""
+def make(batch: pa.Table, cfg: Corpus, folder: str, seed: int, forgotten: str = "") -> pa.Table:
+    """The shard of a block, unless it is there; its counts. `forgotten`: the file that says what is left out."""
     told = []
+    left = Forgotten.of(Path(forgotten)) if forgotten else Forgotten()
     for row in batch.to_pylist():
         if row["content"]:
             table = pa.ipc.open_stream(row["content"]).read_all()
-            counts = shards.make(Path(folder), row["name"], table, cfg, _steps(cfg), seed)
+            counts = shards.make(Path(folder), row["name"], table, cfg, _steps(cfg), seed, left)
         else:
             counts = read_json(Path(folder) / f"{row['name']}.json")
         told.append(json.dumps(counts))

@@ -26,6 +26,7 @@ from trainers.clean.document import Document
 from trainers.clean.steps import Named, Tally, taken
 from trainers.files.damage import repaired
 from trainers.files.documents import clean, fields, identity, renderer, share_of
+from trainers.files.forgotten import Forgotten
 from trainers.files.formats.packed import PACKED
 from trainers.files.kinds import Form
 from trainers.files.readers import parse, read_sources
@@ -70,6 +71,8 @@ ROWS = pa.schema(
 )
 
 _GROWTH = 3  # about how many times as long a text is as its packed file
+_NOTHING = Forgotten()
+FORGET = "to be forgotten"
 _DECIDED = ("step", "rule", "value", "limit", "note")
 Tallies = dict[str, Tally]
 
@@ -146,7 +149,9 @@ def _table(rows: list[tuple[str, int, int, bytes, str, bool]]) -> pa.Table:
     return pa.table([pa.array(column, of.type) for column, of in zip(columns, SOURCES, strict=True)], SOURCES)
 
 
-def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[list[Document | str], list[bool], Tallies]:
+def documents(
+    table: pa.Table, cfg: Corpus, steps: Sequence[Named], forgotten: Forgotten = _NOTHING
+) -> tuple[list[Document | str], list[bool], Tallies]:
     """(the document of each record of a table of `SOURCES`, or why there is none; whether it was repaired; the steps'
     tallies): rendered, normalised and judged by every step."""
     render, form = renderer(cfg.template), Form.of(cfg)
@@ -154,11 +159,14 @@ def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[lis
     found: list[Document | str] = []
     mended: list[bool] = []
     encodings: list[str] = []  # that a document was in, if not in UTF-8
-    for file, content, reason in zip(*(table[name].to_pylist() for name in ("file", "content", "reason")), strict=True):
+    columns = (table[name].to_pylist() for name in ("file", "line", "content", "reason"))
+    for file, line, content, reason in zip(*columns, strict=True):
         made: Document | str = reason
         changed = False
         encodings.clear()
-        if not reason:
+        if forgotten.has(file, line):
+            made = _left_out(FORGET)
+        elif not reason:
             try:
                 given = parse(file, content, form, encodings.append)
                 if cfg.keep:
@@ -168,19 +176,34 @@ def documents(table: pa.Table, cfg: Corpus, steps: Sequence[Named]) -> tuple[lis
                 if encodings:
                     made.changes.update(f"read as {name}" for name in encodings)
             except LeftOut as error:
-                made = Document("")
-                made.reject(error.rule, step=LEFT_OUT)
+                made = _left_out(error.rule)
             except BadRecord as error:
                 made = str(error)
         found.append(made)
         mended.append(changed)
     tallies = taken(steps, [one for one in found if isinstance(one, Document) and one.text], cfg.template)
+    if forgotten.digests:
+        found = [_left_out(FORGET) if isinstance(one, Document) and forgotten.knows(one.text) else one for one in found]
     return found, mended, tallies
 
 
-def make(folder: Path, name: str, table: pa.Table, cfg: Corpus, steps: Sequence[Named], seed: int) -> dict[str, Any]:
+def _left_out(rule: str) -> Document:
+    document = Document("")
+    document.reject(rule, step=LEFT_OUT)
+    return document
+
+
+def make(
+    folder: Path,
+    name: str,
+    table: pa.Table,
+    cfg: Corpus,
+    steps: Sequence[Named],
+    seed: int,
+    forgotten: Forgotten = _NOTHING,
+) -> dict[str, Any]:
     """Write the shard of a block; its counts."""
-    found, mended, tallies = documents(table, cfg, steps)
+    found, mended, tallies = documents(table, cfg, steps, forgotten)
     passed = [isinstance(one, Document) and bool(one.text) and one.verdict is None for one in found]
     both = list(zip(found, passed, strict=True))
     made = pa.table(

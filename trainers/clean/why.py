@@ -5,19 +5,15 @@ from conf.entry import early, job
 early(__name__)
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.run import read_manifest
 from cluster.storage import Damaged, read_json
 from conf.errors import InputError
 from conf.schema import Config
 from trainers.clean.gather import LEDGER, ROWS_PER_FILE
+from trainers.clean.ledger import by_id, by_place, text_of
 from trainers.clean.page import number, place
 from trainers.clean.report import REPORT
 from trainers.clean.shards import LEFT_OUT
@@ -45,34 +41,6 @@ def main(cfg: Config) -> list[str]:
     told = [line for life in found for line in lines(folder, life, steps)]
     print("\n".join(told))
     return told
-
-
-def by_id(folder: Path, number: int) -> Iterator[dict[str, Any]]:
-    return _lives(folder, lambda table: pc.equal(table["id"], number))
-
-
-def by_place(folder: Path, record: str) -> Iterator[dict[str, Any]]:
-    """The records at file:line, of every file whose name ends so. Raises `InputError` for what names no line."""
-    file, _, line = record.rpartition(":")
-    if not file or not line.isdigit():
-        raise InputError(f"why.record={record}: must be file:line, as in data/poems.jsonl.gz:17")
-
-    def wanted(table: pa.Table) -> Any:
-        names = table["file"]
-        named = pc.or_(pc.equal(names, file), pc.ends_with(names, f"/{file}"))
-        return pc.and_(named, pc.equal(table["line"], int(line)))
-
-    return _lives(folder, wanted)
-
-
-def _lives(folder: Path, wanted: Any) -> Iterator[dict[str, Any]]:
-    """The rows of the ledger that are asked for, a row group in memory at a time."""
-    for path in sorted(folder.glob(f"{LEDGER}-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                places = file.read_row_group(group, columns=["id", "file", "line"])
-                if rows := [row for row, is_one in enumerate(wanted(places).to_pylist()) if is_one]:
-                    yield from file.read_row_group(group).take(rows).to_pylist()
 
 
 def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:
@@ -106,18 +74,8 @@ def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:
     return [
         *told,
         f"  kept: row {row} of {name}, document {life['row']} of {life['split']}",
-        *_start(_text(folder / name, row)),
+        *_start(text_of(folder, life)),
     ]
-
-
-def _text(path: Path, row: int) -> str:
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if row < rows:
-                return str(file.read_row_group(group, columns=["text"])["text"][row].as_py())
-            row -= rows
-    raise InputError(f"{path}: has no row {row}, which the ledger names")
 
 
 def _start(text: str) -> list[str]:

@@ -20,19 +20,19 @@ def here(folder: Path) -> Spread:
     return spread
 
 
-def made(folder: Path, cfg: Corpus, seed: int = 0) -> Iterator[dict[str, Any]]:
+def made(folder: Path, cfg: Corpus, seed: int = 0, forgotten: str = "") -> Iterator[dict[str, Any]]:
     """The counts of each working shard."""
     for part in shards.parts(cfg.files, cfg.files):
         for row in blocks.load({"part": [json.dumps(asdict(part))]}, cfg, str(folder)):
-            for told in blocks.make(row, cfg, str(folder), seed).to_pylist():
+            for told in blocks.make(row, cfg, str(folder), seed, forgotten).to_pylist():
                 yield json.loads(told["counts"])
 
 
-def collected(target: Path, cfg: Corpus, seed: int = 0) -> dict[str, Any]:
+def collected(target: Path, cfg: Corpus, seed: int = 0, forgotten: str = "") -> dict[str, Any]:
     """Make the corpus of `cfg` in a folder that may have another; its metrics."""
     for old in target.glob("*.parquet"):
         old.unlink()
     folder = target / "shards"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    return collect(made(folder, cfg, seed), folder, target, cfg, here(folder))
+    return collect(made(folder, cfg, seed, forgotten), folder, target, cfg, here(folder))

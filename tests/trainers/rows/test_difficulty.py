@@ -14,7 +14,7 @@ from moe.decoder import Decoder, new_decoder
 from moe.formats import hugging_face
 from moe.tasks.task import Sample
 from moe.text.defaults import Defaults
-from trainers.difficulty import GRADES, SUMMARY, answer_losses, grade, ranks, read_ranks
+from trainers.rows.difficulty import GRADES, SUMMARY, answer_losses, grade, ranks, read_ranks
 
 CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
 
@@ -74,7 +74,7 @@ def test_an_unlikely_label_is_not_a_hard_sample() -> None:
 def test_what_is_written(
     ray_cluster: None, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainers.difficulty._TOGETHER", 5)
+    monkeypatch.setattr("trainers.rows.difficulty._TOGETHER", 5)
     pieces = conversations(14)
     samples = [sample(n, "ab"[n % 2], f"answer {n}") for n in range(14)]
     grade(tmp_path, base, samples, pieces, Config(cluster=Cluster(threads=1, cpus_per_worker=0.2)))
@@ -94,21 +94,21 @@ def test_what_is_written(
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "easy comes before hard",
-        "trainers/difficulty.py",
+        "trainers/rows/difficulty.py",
         "np.lexsort((*reversed(keys), codes))",
         "np.lexsort((*(-key for key in reversed(keys)), codes))",
         None,
     ),
     (
         "difficulty is relative to the task",
-        "trainers/difficulty.py",
+        "trainers/rows/difficulty.py",
         "tasks = [sample.task for sample in samples]",
         'tasks = ["" for sample in samples]',
         None,
     ),
     (
         "a grade is of the answer alone",
-        "trainers/difficulty.py",
+        "trainers/rows/difficulty.py",
         "-(np.array(scored.logprobs) * learnt).sum() / learnt.sum()",
         "-np.array(scored.logprobs).mean()",
         None,
