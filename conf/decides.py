@@ -48,7 +48,8 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "plan": {_FREE: "detail"},
     "corpus": {
         _DECIDES: "files format encoding html txt template keep max_documents max_bad_fraction max_line_bytes "
-        "val_fraction test_fraction steps languages sensitive lexicon limits pii against score tail near",
+        "val_fraction test_fraction steps languages sensitive lexicon limits pii against score buckets weights tail "
+        "near",
     },
     "why": {_FREE: "record id"},
     "forget": {_FREE: "records ids"},  # what the corpus obeys is the list that they end in

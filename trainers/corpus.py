@@ -51,6 +51,7 @@ def check(cfg: Config) -> None:
     expand(cfg.corpus.against, "corpus.against")
     if cfg.corpus.score:
         score.check(cfg.corpus.score)
+    score.check_weights(cfg.corpus)
 
 
 @job

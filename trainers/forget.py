@@ -26,6 +26,7 @@ from trainers.clean.gather import LEDGER
 from trainers.clean.ledger import by_id, by_place, forget, lives, with_copies
 from trainers.clean.page import place
 from trainers.files.forgotten import FORGOTTEN
+from trainers.files.store import shards
 from trainers.rows.epochs import in_steps
 from trainers.rows.feed import rows_before
 from trainers.rows.mixture import opened
@@ -103,7 +104,7 @@ def seen_by(run: Path, manifest: Mapping[str, Any], kept: Sequence[Mapping[str, 
     """A line for each stage of the run that hangs on these documents, and of other runs that began with its models."""
     if not kept:
         return ["no document of the corpus: nothing has seen them"]
-    train = sorted(life["row"] for life in kept if life["split"] == "train")
+    train = _places(run / "corpus", [life["id"] for life in kept])
     stages, weights = {"corpus": manifest}, set[str]()
     told = []
     for stage in JOBS:
@@ -128,6 +129,13 @@ def seen_by(run: Path, manifest: Mapping[str, Any], kept: Sequence[Mapping[str, 
         if isinstance(model, dict) and weights & set(model.values()):
             told.append(f"seen by {path.parent}: it began with a model of this run")
     return told or ["seen by no other stage of this run"]
+
+
+def _places(corpus: Path, numbers: Sequence[int]) -> list[int]:
+    """The rows of the train split that hold these documents: more than one each where weights repeat them."""
+    columns = [pq.read_table(path, columns=["id"])["id"].to_numpy() for path in shards(corpus, "train")]
+    every = np.concatenate(columns) if columns else np.empty(0, np.int64)
+    return np.flatnonzero(np.isin(every, np.array(numbers, np.int64))).tolist()
 
 
 def _how(run: Path, stage: str, manifest: Mapping[str, Any], train: Sequence[int]) -> str:

@@ -45,6 +45,11 @@ class Corpus:
     pii: dict[str, str] = field(default_factory=dict)  # by kind: redact, replace, drop (the document) or keep
     against: list[str] = field(default_factory=list)  # evaluation files: a document that holds a sample of them goes
     score: str = ""  # a causal model's folder: bits per byte of each document, which sort it into head, middle or tail
+    buckets: list[str] = field(
+        default_factory=lambda: ["language"]
+    )  # of what they are thirds: language, source or both
+    # how often a document is trained on, by its source (an entry of `files`: web of data/web), language and bucket
+    weights: dict[str, float] = field(default_factory=dict)
     tail: float = 0.0  # share of each language's documents that go, the most surprising to that model
     near: float = 0.0  # drop near copies: the share of runs of five that they have in common, 0.5 say; 0: exact ones
 
@@ -54,6 +59,11 @@ class Corpus:
                 raise InputError(f"corpus.limits.{name}={limit} must be a number")
         if len(set(self.steps)) < len(self.steps):
             raise InputError(f"corpus.steps={self.steps} names a step twice")
+        if not self.buckets or not set(self.buckets) <= {"language", "source"}:
+            raise InputError(f"corpus.buckets={self.buckets} must name language, source or both")
+        for name, weight in self.weights.items():
+            if not (isfinite(weight) and 0 <= weight <= 100):
+                raise InputError(f"corpus.weights.{name}={weight} must lie in [0, 100]")
         if self.languages and "language" not in self.steps:
             raise InputError(f"corpus.languages={self.languages} needs the step that tells: corpus.steps=[language]")
         if self.lexicon and "sensitive" not in self.steps:

@@ -55,7 +55,8 @@ def gather(there: Shards, cfg: Corpus, target: Path, spread: Spread) -> Counter[
     There is a `gone.npy` beside the shards. Raises `InputError` for a split that would be empty.
     """
     fractions = {"val": cfg.val_fraction, "test": cfg.test_fraction}
-    common = there.common(**fractions, moved={}, bounds={})
+    sources = score.sources(cfg) if "source" in cfg.buckets or cfg.weights else {}
+    common = there.common(**fractions, moved={}, bounds={}, weights=cfg.weights, sources=sources, by=cfg.buckets)
     groups = [
         {"from": start, "to": min(len(there.names), start + SHARDS_PER_TASK)}
         for start in range(0, len(there.names), SHARDS_PER_TASK)
@@ -88,8 +89,7 @@ def scored(folder: Path, item: Mapping[str, Any]) -> list[dict[str, dict[str, in
     for at in range(item["from"], item["to"]):
         judged = _Judged(folder, item, at)
         assert judged.bits is not None
-        languages = np.array(judged.table["language"].to_pylist(), object)[judged.stays]
-        found.append(score.counted(languages.tolist(), judged.bits[judged.stays]))
+        found.append(score.counted(judged.groups[judged.stays].tolist(), judged.bits[judged.stays]))
     return found
 
 
@@ -104,6 +104,7 @@ class _Judged:
     def __init__(self, folder: Path, item: Mapping[str, Any], at: int, columns: Sequence[str] = ()) -> None:
         self.first = item["firsts"][at]
         needed = ["characters", "reason", "step", "share", "repaired", "whole_file", "language", *columns]
+        needed += ["file"] * bool(item["sources"] and "file" not in columns)
         self.table = shards.read(folder, item["names"][at], needed)
         self.ids = self.first + np.arange(len(self.table))
         self.counts = self.ids < item["end"]
@@ -116,25 +117,27 @@ class _Judged:
         self.bits = shards.bits(folder, item["names"][at])
         self.bucket = np.full(len(self.table), "", object)
         self.beyond = np.full(len(self.table), np.nan)  # the bound of the tail that a document lies behind
+        sources = [item["sources"].get(file, "") for file in self.table["file"].to_pylist()] if item["sources"] else []
+        self.groups = score.groups(self.table["language"].to_pylist(), sources, item["by"])
         if self.bits is not None and item["bounds"]:
-            self._sort(self.bits, item["bounds"])
+            score.sort(self.bits, self.groups, item["bounds"], self.stays, self.bucket, self.beyond)
         share = self.table["share"].to_numpy()
         test, val = item["test"], item["val"]
         self.split = np.where(share < test, "test", np.where(share < test + val, "val", "train"))
         for document, split in item["moved"].items():
             if 0 <= (row := int(document) - self.first) < len(self.table):
                 self.split[row] = split
+        # how often each document is in its split; what is measured on is neither thinned out nor repeated
+        self.times = np.ones(len(self.table), np.int64)
+        self.weight = np.ones(len(self.table))
+        if item["weights"]:
+            names = zip(self.table["language"].to_pylist(), sources, self.bucket, strict=True)
+            self.weight = score.weights(names, item["weights"])
+            self.weight[self.split != "train"] = 1.0
+            self.times = score.times(self.weight, self.ids)
+        self.thinned = self.stays & (self.times == 0)
+        self.stays &= self.times > 0
         self.split[~self.stays] = ""
-
-    def _sort(self, bits: NDArray[np.float32], bounds: Mapping[str, Sequence[float]]) -> None:
-        """Into head, middle and tail, and out where the tail is cut off."""
-        languages = self.table["language"].to_pylist()
-        for row in np.flatnonzero(self.stays):
-            *thirds, last = bounds[languages[row]]
-            if bits[row] > last + score.STEP / 2:
-                self.stays[row], self.beyond[row] = False, last
-            else:
-                self.bucket[row] = score.BUCKETS[int((bits[row] > np.array(thirds) + score.STEP / 2).sum())]
 
 
 def _counts(judged: _Judged) -> Counter[str]:
@@ -145,7 +148,7 @@ def _counts(judged: _Judged) -> Counter[str]:
     characters = table["characters"].to_numpy()
     found["read"] = int(counts.sum())
     found["rejected"] = int((reasons & counts).sum())
-    found["removed"] = int((steps & counts).sum() + (~np.isnan(judged.beyond)).sum())
+    found["removed"] = int((steps & counts).sum() + (~np.isnan(judged.beyond)).sum() + judged.thinned.sum())
     found["empty"] = int((counts & ~reasons & ~steps & (characters == 0)).sum())
     found["duplicates"] = int((~judged.copies["near"]).sum())
     found["near_duplicates"] = int(judged.copies["near"].sum())
@@ -153,7 +156,8 @@ def _counts(judged: _Judged) -> Counter[str]:
     found["repaired"] = int((judged.stays & table["repaired"].to_numpy(zero_copy_only=False)).sum())
     for split in SPLITS:
         mine = judged.split == split
-        found[f"{split}_documents"], found[f"{split}_characters"] = int(mine.sum()), int(characters[mine].sum())
+        found[f"{split}_documents"] = int(judged.times[mine].sum())
+        found[f"{split}_characters"] = int((characters * judged.times)[mine].sum())
     return found
 
 
@@ -254,7 +258,8 @@ def _split_rows(folder: Path, item: Mapping[str, Any]) -> Iterator[pa.Table]:
         if before[split] >= low + ROWS_PER_FILE or (after is not None and after <= low):
             continue
         judged = _Judged(folder, item, at, ["text", "record"])
-        rows = np.flatnonzero(judged.split == split)
+        mine = np.flatnonzero(judged.split == split)
+        rows = np.repeat(mine, judged.times[mine])
         rows = rows[max(0, low - before[split]) : max(0, low + ROWS_PER_FILE - before[split])]
         table = judged.table.take(pa.array(rows)).select(["text", "record"])
         table = table.add_column(0, "id", pa.array(judged.ids[rows], pa.int64())).cast(DOCUMENTS)
@@ -280,6 +285,7 @@ def _lives(folder: Path, item: Mapping[str, Any]) -> Iterator[pa.Table]:
         steps = _steps(judged)
         gone = ~np.isnan(judged.beyond)
         values = np.where(np.isnan(likeness), _numbers(table["value"]), likeness)
+        values[judged.thinned] = judged.weight[judged.thinned]
         if judged.bits is not None:
             values = np.where(gone, judged.bits, values)
         made = {
@@ -316,24 +322,26 @@ def _steps(judged: _Judged) -> list[str]:
             found.append("empty")
         else:
             found.append({True: "near", False: "exact"}[near[number]] if number in near else "")
-    for row in np.flatnonzero(~np.isnan(judged.beyond)):
-        found[row] = "score"
+    for step, gone in (("score", ~np.isnan(judged.beyond)), ("weights", judged.thinned)):
+        for row in np.flatnonzero(gone):
+            found[row] = step
     return found
 
 
 def _rules(table: pa.Table, steps: Sequence[str]) -> list[str]:
     """The rule of a step; of a record that could not be read why."""
     both = zip(table["reason"].to_pylist(), table["rule"].to_pylist(), steps, strict=True)
-    named = {"empty": "nothing to see", "exact": "copy", "near": "near copy", "score": "tail"}
+    named = {"empty": "nothing to see", "exact": "copy", "near": "near copy", "score": "tail", "weights": "thinned out"}
     return [reason or rule or named.get(step, "") for reason, rule, step in both]
 
 
 def _rows(judged: _Judged, before: Mapping[str, int]) -> NDArray[np.int64]:
-    """[rows] the row of its split that each document is."""
+    """[rows] the row of its split that each document is, the first of several."""
     found = np.zeros(len(judged.ids), np.int64)
     for split in SPLITS:
         mine = judged.split == split
-        found[mine] = before[split] + np.arange(int(mine.sum()))
+        times = judged.times[mine]
+        found[mine] = before[split] + np.cumsum(times) - times
     return found
 
 

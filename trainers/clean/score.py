@@ -2,8 +2,9 @@
 sorted into head, middle and tail by. Any causal model folder serves (CCNet, Wenzek et al. 2020)."""
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 
 from cluster.storage import sha256
 from conf.errors import InputError
+from conf.knobs.text import Corpus
 from trainers.clean import shards
 from trainers.clean.copies import Shards, Spread
+from trainers.files.readers import expand, title
 
 TOKENS = 1024  # of a document; how it begins tells how it goes on
 BATCH = 8192  # tokens of a forward pass, padding included
 STEP = 0.01  # bits per byte: the bins in which quantiles are counted, and to which scores are rounded
-BUCKETS = ("head", "middle", "tail")  # thirds of a language's documents, the least surprising first
+BUCKETS = ("head", "middle", "tail")  # thirds of a language's or source's documents, the least surprising first
 
 
 def score(there: Shards, model: str, spread: Spread) -> None:
@@ -107,6 +110,73 @@ def _opened(model: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"corpus.score={model}: no causal model to open ({str(error).splitlines()[0]})") from None
     return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def sources(cfg: Corpus) -> dict[str, str]:
+    """{file: its source}: the name of what `corpus.files` gave it by, 'web' of data/web/*.jsonl or data/web.jsonl."""
+    found: dict[str, str] = {}
+    for pattern in cfg.files:
+        parts = [part for part in Path(pattern).parts if not any(mark in part for mark in "*?[")]
+        name = title(parts[-1]) if parts else pattern
+        for file in expand([pattern], asked_format=cfg.format):
+            found.setdefault(file, name.partition(":")[0].partition(".")[0])
+    return found
+
+
+def groups(languages: Sequence[str], sources: Sequence[str], by: Sequence[str]) -> NDArray[np.object_]:
+    """[documents] what each is compared with: the documents of its language, of its source, or of both."""
+    columns = [languages if name == "language" else sources for name in by]
+    return np.array([" ".join(names) for names in zip(*columns, strict=True)], object)
+
+
+def sort(
+    bits: NDArray[np.float32],
+    groups: NDArray[np.object_],
+    bounds: Mapping[str, Sequence[float]],
+    stays: NDArray[np.bool_],
+    bucket: NDArray[np.object_],
+    beyond: NDArray[np.float64],
+) -> None:
+    """Sort the documents that stay into head, middle and tail of their group, and out where its tail is cut off."""
+    for row in np.flatnonzero(stays):
+        *thirds, last = bounds[groups[row]]
+        if bits[row] > last + STEP / 2:
+            stays[row], beyond[row] = False, last
+        else:
+            bucket[row] = BUCKETS[int((bits[row] > np.array(thirds) + STEP / 2).sum())]
+
+
+def weights(names: Iterable[tuple[str, str, str]], given: Mapping[str, float]) -> NDArray[np.float64]:
+    """[documents] the product of the weights that their names have, (language, source, bucket) each."""
+    known: dict[tuple[str, str, str], float] = {}
+    found = []
+    for each in names:
+        if each not in known:
+            known[each] = math.prod(given.get(name, 1.0) for name in each)
+        found.append(known[each])
+    return np.array(found, np.float64)
+
+
+def times(weight: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[documents] how often each is taken: its weight, a broken one up or down by what its id draws."""
+    whole = np.floor(weight)
+    with np.errstate(over="ignore"):  # splitmix64 (Steele et al. 2014)
+        drawn = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        drawn = (drawn ^ (drawn >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        drawn = (drawn ^ (drawn >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    drawn ^= drawn >> np.uint64(31)
+    return (whole + (drawn / 2.0**64 < weight - whole)).astype(np.int64)
+
+
+def check_weights(cfg: Corpus) -> None:
+    """Raise `InputError` for a weight of what there is not."""
+    known = {*sources(cfg).values(), *BUCKETS, "zh", "en"} if cfg.weights else set[str]()
+    for name in cfg.weights:
+        if name in BUCKETS and not cfg.score:
+            raise InputError(f"corpus.weights.{name} needs a model that sorts: corpus.score=<folder>")
+        a_language = "language" in cfg.steps and re.fullmatch("[a-z]{2,4}", name)
+        if name not in known and not a_language:
+            raise InputError(f"corpus.weights.{name}: no such source, language or bucket: {', '.join(sorted(known))}")
 
 
 def counted(languages: Sequence[str], scores: NDArray[np.float32]) -> dict[str, dict[str, int]]:

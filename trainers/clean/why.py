@@ -65,6 +65,8 @@ def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:
         (twin,) = by_id(folder, life["twin"])
         likeness = f", likeness {life['value']:.2f}" if step == "near" else ""
         return [*told, f"  {step} copy of {place(twin)}, record {twin['id']}{likeness}", *_start(life["start"])]
+    if step == "weights":
+        return [*told, f"  weights: thinned out by its weight, {life['value']:g}", *_start(life["start"])]
     if step:
         return [*told, f"  {step}: rejected by {life['rule']}: {number(life)}", *_start(life["start"])]
     if life["bucket"]:

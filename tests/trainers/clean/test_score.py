@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from tests.trainers.clean.direct import collected
 from tests.trainers.training import CFG
-from trainers.clean.score import bits, quantile
+from trainers.clean.score import bits, check_weights, quantile, sources
 
 TEXTS = ["the sea and the river", "a", "天地玄黄，宇宙洪荒。" * 9, "the river rises", ""]
 
@@ -71,6 +72,63 @@ def test_buckets_are_thirds_of_a_language_and_the_tail_can_go(tmp_path: Path, mo
     assert told_of["zh: head"] == {"documents": 10, "characters": 30, "bits_per_byte": 0.045}
 
 
+def told_by_number(texts: list[str], model: str) -> Any:
+    return np.array([int(re.findall(r"\d+", text)[0]) / 100 for text in texts], np.float32)
+
+
+def test_documents_come_as_often_as_their_source_language_and_bucket_weigh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.clean.score.bits", told_by_number)
+    (tmp_path / "web").mkdir()
+    for name, first in (("web/a.jsonl", 0), ("web/b.jsonl", 300), ("book.jsonl", 1000)):
+        texts = "".join(json.dumps({"text": f"文字{first + n}"}) + "\n" for n in range(300))
+        (tmp_path / name).write_text(texts)
+    cfg = Corpus(
+        files=[f"{tmp_path}/web/*.jsonl", f"{tmp_path}/book.jsonl"],
+        score="m",
+        buckets=["source"],
+        weights={"web": 0.5, "head": 4.0, "tail": 0.0, "zh": 1.0},
+        val_fraction=0.1,
+        test_fraction=0,
+    )
+    check_weights(cfg)
+    (tmp_path / "out").mkdir()
+    expanded = Corpus(
+        **{**vars(cfg), "files": [f"{tmp_path}/{name}" for name in ("web/a.jsonl", "web/b.jsonl", "book.jsonl")]}
+    )
+    monkeypatch.setattr("trainers.clean.score.sources", lambda _: sources(cfg))
+    found = collected(tmp_path / "out", expanded)
+    lives = [life for path in sorted((tmp_path / "out").glob("ledger*")) for life in pq.read_table(path).to_pylist()]
+    rows = pq.read_table(tmp_path / "out" / "train-00000.parquet").to_pylist()
+    held = pq.read_table(tmp_path / "out" / "val-00000.parquet").num_rows
+    times = Counter(row["id"] for row in rows)
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    # thirds of each source by itself, and every document of a bucket as often as it weighs
+    of = {(place, bucket): [] for place in ("web", "book") for bucket in ("head", "middle", "tail")}
+    for life in lives:
+        if life["split"] != "val":
+            of["web" if life["id"] < 600 else "book", life["bucket"]].append(times[life["id"]])
+            assert life["split"] == "" or rows[life["row"]]["id"] == life["id"]
+    assert set(of["web", "head"]) == {2} and set(of["book", "head"]) == {4}
+    assert set(of["book", "middle"]) == {1} and set(of["web", "tail"]) == {0} == set(of["book", "tail"])
+    assert 0.4 < np.mean(of["web", "middle"]) < 0.6 and set(of["web", "middle"]) == {0, 1}
+    thin = [life for life in lives if life["step"] == "weights"]
+    assert found["train_documents"] == len(rows) and found["val_documents"] == held
+    assert found["removed"] == len(thin) and found["kept"] == len(lives) - len(thin)
+    assert {life["value"] for life in thin} == {0.0, 0.5} and {life["rule"] for life in thin} == {"thinned out"}
+    assert any(life["split"] == "val" and life["bucket"] == "tail" for life in lives)
+    for wrong, message in (
+        ({"pdf": 1.0}, "no such source, language or bucket: book, en, head"),
+        ({"de": 1.0}, "no such"),
+    ):
+        with pytest.raises(InputError, match=rf"corpus\.weights\.\w+: {message}"):
+            check_weights(Corpus(**{**vars(cfg), "weights": wrong}))
+    with pytest.raises(InputError, match=r"corpus\.weights\.head needs a model that sorts"):
+        check_weights(Corpus(files=cfg.files, weights={"head": 2.0}))
+    check_weights(Corpus(files=cfg.files, weights={"de": 2.0}, steps=["language"]))
+
+
 def test_of_near_copies_the_one_that_surprises_least_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "trainers.clean.score.bits",
@@ -112,5 +170,19 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "return -bits[",
         "return bits[",
         None,
+    ),
+    (
+        "what is measured on is neither thinned out nor repeated",
+        "trainers/clean/gather.py",
+        'self.weight[self.split != "train"] = 1.0',
+        "pass",
+        "test_documents_come_as_often_as_their_source_language_and_bucket_weigh",
+    ),
+    (
+        "a document's row is the first of its copies",
+        "trainers/clean/gather.py",
+        "np.cumsum(times) - times",
+        "np.arange(int(mine.sum()))",
+        "test_documents_come_as_often_as_their_source_language_and_bucket_weigh",
     ),
 ]
