@@ -77,10 +77,10 @@ STEPS: dict[str, Callable[[Corpus], Named]] = {
     "unicode": _mending("unicode", "1", text.unicode),
     "html": _mending("html", "1", text.html_remnants),
     "lines": _mending("lines", "1", text.without_boilerplate),
-    "language": lambda cfg: Named("language", "1", language(cfg.languages)),
     "simplified": lambda cfg: _mending("simplified", version_of_simplified(), simplified)(cfg),
-    "sensitive": _sensitive,
+    "language": lambda cfg: Named("language", "1", language(cfg.languages)),
     "rules": lambda cfg: Named("rules", "1", rules(cfg.limits)),
+    "sensitive": _sensitive,
     "pii": _pii,
 }
 

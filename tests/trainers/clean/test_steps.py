@@ -84,7 +84,7 @@ def test_a_step_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="corpus.steps: my_steps.broken: KeyError: 'x'"):
         after("a", steps=["my_steps.broken"])
     for steps, words in {
-        "spel": "no step 'spel'; there are unicode, html, lines, rules, pii, or your.module.function",
+        "spel": "no step 'spel'; there are unicode, html, .*, pii, or your.module.function",
         "my_steps.none": "my_steps has no function none",
         "not_there.x": "not_there cannot be imported",
     }.items():

@@ -16,10 +16,10 @@ def put(folder: Path, *names: str) -> None:
 
 
 def test_a_folder_is_what_it_holds(tmp_path: Path) -> None:
-    put(tmp_path, "b.jsonl", "a/x.txt", "a/y.csv", "README.md", "README.txt", "_SUCCESS", ".hidden.jsonl", ".git/z.txt")
+    put(tmp_path, "b.jsonl", "a/x.txt", "a/y.bin", "README.md", "README.txt", "_SUCCESS", ".hidden.jsonl", ".git/z.txt")
     said: list[str] = []
     assert expand([str(tmp_path)], told=said.append) == [f"{tmp_path}/a/x.txt", f"{tmp_path}/b.jsonl"]
-    left = ", ".join(f"{tmp_path}/{name}" for name in ("README.md", "README.txt", "_SUCCESS", "a/y.csv"))
+    left = ", ".join(f"{tmp_path}/{name}" for name in ("README.md", "README.txt", "_SUCCESS", "a/y.bin"))
     assert said == [f"corpus.files: 4 left out, for they are no records: {left}"]
     said.clear()
     assert expand([f"{tmp_path}/*"], told=said.append) == [f"{tmp_path}/b.jsonl", f"{tmp_path}/a/x.txt"][:1]
