@@ -114,8 +114,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what a stage hangs on is among its settings",
         "trainers/corpus.py",
-        'settings = {"corpus": cfg.corpus, "sources"',
-        'settings = {"sources"',
+        'settings: dict[str, Any] = {"corpus": cfg.corpus, "sources"',
+        'settings: dict[str, Any] = {"sources"',
         None,
     ),
 ]

@@ -44,7 +44,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what a format leaves out is no bad record",
         "trainers/clean/shards.py",
-        "made.reject(error.rule, step=LEFT_OUT)",
+        "made = _left_out(error.rule)",
         "made = error.rule",
         "test_the_ledger_tells_what_was_left_out_and_in_which_encoding_a_document_was",
     ),

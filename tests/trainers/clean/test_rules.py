@@ -94,7 +94,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "Chinese is not judged by English words",
         "trainers/clean/rules.py",
-        "packs[document.language]",
+        'packs.get(document.language, packs[""])',
         'packs["en"]',
         "test_ordinary_chinese_passes",
     ),

@@ -188,7 +188,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the ledger names the row of the split",
         "trainers/clean/gather.py",
-        "found[mine] = before[split] + np.arange(int(mine.sum()))",
+        "found[mine] = before[split] + np.cumsum(times) - times",
         "found[mine] = before[split]",
         "test_the_ledger_has_every_record_and_the_row_that_holds_it",
     ),

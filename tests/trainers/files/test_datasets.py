@@ -262,7 +262,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a broken row is named by its number",
         "trainers/files/readers.py",
-        'return f"{path} row {line}" if _kind(path) == DATASET else f"{path}:{line}"',
+        'return f"{path} row {line}" if is_dataset(path) else f"{path}:{line}"',
         'return f"{path}:{line}"',
         "test_a_broken_row_is_named",
     ),

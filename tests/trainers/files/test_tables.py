@@ -101,13 +101,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a date is refused where text is asked for",
         "trainers/files/tables.py",
-        "                if unfit:",
-        "                if False:",
+        "            if unfit:",
+        "            if False:",
         None,
     ),
     (
         "JSON has no infinity",
-        "trainers/files/readers.py",
+        "trainers/files/objects.py",
         "    if math.isinf(number := float(digits)):",
         "    if math.isnan(number := float(digits)):",
         None,
