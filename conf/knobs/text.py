@@ -23,9 +23,7 @@ class Corpus:
     """Raw text to clean documents: read, normalise, take the steps, drop copies, split by hash."""
 
     files: list[str] = field(default_factory=lambda: ["data/poems.jsonl.gz"])  # or folders of .txt .jsonl .parquet ...
-    format: str = (
-        ""  # of all files, whatever their names: text json jsonl csv tsv html warc mediawiki epub arrow parquet
-    )
+    format: str = ""  # of all files, whatever their names: csv, html, warc ...; empty: as their names say
     encoding: str = "detect"  # of text in files: detect (UTF-8 first, then what is plain), or its name, as in gb18030
     html: Html = Html.main  # what of a web page is read: main, or all
     txt: Txt = Txt.file  # what is a document of a .txt file: file, or paragraph (between blank lines)
@@ -36,8 +34,7 @@ class Corpus:
     max_line_bytes: int = 8 * 2**20  # of a line, of an element of a .json array, of a .txt file that is one document
     val_fraction: float = 0.01
     test_fraction: float = 0.01
-    # in order: unicode html lines simplified language rules sensitive pii, or your.module.function
-    steps: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)  # unicode html lines simplified language rules sensitive pii my.own
     languages: list[str] = field(default_factory=list)  # that stay, as the step language names them; empty: all
     sensitive: float = 3.0  # weight of sensitive words per 1,000 characters above which that step rejects a document
     lexicon: str = ""  # words of one's own for it, beside data/words: a file as data/words/graded.json is
@@ -45,11 +42,8 @@ class Corpus:
     pii: dict[str, str] = field(default_factory=dict)  # by kind: redact, replace, drop (the document) or keep
     against: list[str] = field(default_factory=list)  # evaluation files: a document that holds a sample of them goes
     score: str = ""  # a causal model's folder: bits per byte of each document, which sort it into head, middle or tail
-    buckets: list[str] = field(
-        default_factory=lambda: ["language"]
-    )  # of what they are thirds: language, source or both
-    # how often a document is trained on, by its source (an entry of `files`: web of data/web), language and bucket
-    weights: dict[str, float] = field(default_factory=dict)
+    buckets: list[str] = field(default_factory=lambda: ["language"])  # thirds of a language, a source, or of both
+    weights: dict[str, float] = field(default_factory=dict)  # by source, language, bucket: how often it is trained on
     tail: float = 0.0  # share of each language's documents that go, the most surprising to that model
     near: float = 0.0  # drop near copies: the share of runs of five that they have in common, 0.5 say; 0: exact ones
 
