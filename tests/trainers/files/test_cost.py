@@ -15,6 +15,7 @@ from moe.tasks import forms
 from moe.tasks.task import Sample
 from moe.text.rendering import Rendered
 from moe.text.tokenizer import Tokenizer
+from tests.trainers.files.inputs import PACKERS
 from trainers.clean import language, pii, text
 from trainers.clean.document import language_of
 from trainers.clean.near import signature
@@ -180,7 +181,10 @@ def test_a_text_of_short_words_is_shown_to_the_trainer_as_it_is() -> None:
     assert "".join(cut) == "x " + "y" * 600 + " z" and max(map(len, cut)) <= LONG + 2
 
 
-@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.json", "x.csv", "y.csv", "x.warc", "x.xml"])
+FILES = ["x.txt", "x.jsonl", "x.json", "x.csv", "y.csv", "x.warc", "x.xml", *(f"x.jsonl{suffix}" for suffix in PACKERS)]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_of_the_worst_lines_is_read_in_time(tmp_path: Path, name: str) -> None:
     from conf.knobs.text import Txt
 
@@ -192,6 +196,7 @@ def test_a_file_of_the_worst_lines_is_read_in_time(tmp_path: Path, name: str) ->
             "x.csv": b"a,b\n" + b'"x\n' * (size // 3),
             "y.csv": b"a,b\n" + b',"' * (size // 2),
             "x.warc": b"WARC/1.0\r\nContent-Length: 0\r\n\r\n" * (size // 33),
+            **{f"x.jsonl{suffix}": pack(b"") * (size // 9) for suffix, pack in PACKERS.items()},
             "x.xml": b"<mediawiki>" + b"<page><text>x&amp;" * (size // 18),
         }
         (tmp_path / name).write_bytes(content[name])

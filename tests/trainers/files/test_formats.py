@@ -159,6 +159,7 @@ def test_a_book_is_its_chapters(tmp_path: Path) -> None:
     whole = path.read_bytes()
     at = whole.index(b"O/c1.xhtml") + 40  # in the packed bytes of the second chapter
     for content, message in (
+        (whole[:-10] + b"\xff" * 4 + whole[-6:], r"y\.epub: the list of its entries is too long for a book"),
         (whole[:-30], r"y\.epub: damaged EPUB file \(File is not a zip file"),
         (whole[:at] + b"\0\0\0" + whole[at + 3 :], r"y\.epub: damaged EPUB file"),
         (book(["<p>" + "x" * 9_000_000]), r"y\.epub: its entries grow more than 200-fold"),

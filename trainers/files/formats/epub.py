@@ -6,6 +6,7 @@ checksum is looked at.
 
 import json
 import posixpath
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ from trainers.files.streams import Source
 ENTRIES = 20_000
 INDEX = 4 * 2**20  # bytes of the files that say what the book holds
 _STEP = 2**16
+_END, _LOCATOR = (
+    struct.Struct("<4s4H2LH"),
+    20,
+)  # the end of a ZIP file's directory, and what stands before a large one's
+_DIRECTORY = 16 * 2**20  # bytes
 _CONTAINER = "META-INF/container.xml"
 
 
@@ -29,6 +35,7 @@ def chapters(path: str | Path, limit: int) -> Iterator[Source]:
     the number of the chapter. Raises `InputError` for a file that is no book, is damaged, or grows too much."""
     if not Path(path).stat().st_size:
         return
+    _check_directory(path)
     try:
         with zipfile.ZipFile(path) as book:
             yield from _Book(path, book).chapters(limit)
@@ -37,6 +44,20 @@ def chapters(path: str | Path, limit: int) -> Iterator[Source]:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: damaged EPUB file ({reason})") from None
+
+
+def _check_directory(path: str | Path) -> None:
+    """Raise `InputError` for a list of entries that would fill the memory: the library reads it whole."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - _END.size - _LOCATOR - 2**16))
+        tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + _END.size:
+        return  # no ZIP file, as will be said
+    *_, length, _, _ = _END.unpack_from(tail, at)
+    if length > _DIRECTORY or tail[max(0, at - _LOCATOR) : at].startswith(b"PK\x06\x07"):
+        raise InputError(f"{path}: the list of its entries is too long for a book")
 
 
 class _Book:
