@@ -61,7 +61,7 @@ def cfg(tmp_path: Path) -> Config:
 def stages(cfg: Config) -> None:
     """tokens and base: a document a row, rows of two steps."""
     rows = [Row(np.ones(4), np.ones(4), np.ones(4), documents=(n,)) for n in range(21)]
-    where = {"row_length": 4, "rows_per_shard": 8, "meta": {"tokenizer": "t"}}
+    where: dict[str, Any] = {"row_length": 4, "rows_per_shard": 8, "meta": {"tokenizer": "t"}}
     made(cfg, "tokens", ["corpus"], {}, lambda folder: write_rows(folder / "train", rows, **where))
     settings = {"pretrain": asdict(Pretrain(steps=12, batch_rows=2)), "model": cfg.model}
     made(cfg, "base", ["tokens"], settings, lambda folder: (folder / "model.safetensors").write_bytes(b"weights"))

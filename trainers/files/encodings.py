@@ -109,7 +109,7 @@ def plausible(text: str, encoding: str) -> bool:
 
 def _is_text(name: str) -> bool:
     try:
-        return bool(codecs.lookup(name)._is_text_encoding)  # type: ignore[attr-defined]
+        return bool(getattr(codecs.lookup(name), "_is_text_encoding", True))  # hex, say, is none
     except LookupError:
         return False
 

@@ -105,7 +105,9 @@ def test_documents_come_as_often_as_their_source_language_and_bucket_weigh(
     times = Counter(row["id"] for row in rows)
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
     # thirds of each source by itself, and every document of a bucket as often as it weighs
-    of = {(place, bucket): [] for place in ("web", "book") for bucket in ("head", "middle", "tail")}
+    of: dict[tuple[str, str], list[int]] = {
+        (place, bucket): [] for place in ("web", "book") for bucket in ("head", "middle", "tail")
+    }
     for life in lives:
         if life["split"] != "val":
             of["web" if life["id"] < 600 else "book", life["bucket"]].append(times[life["id"]])
