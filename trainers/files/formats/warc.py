@@ -98,7 +98,7 @@ def _document(file: Bounded, headers: _Headers, kind: str, end: int, limit: int,
     try:
         if kind == "response" and kind_of.lower().startswith("application/http"):
             inner = _headers(file, b"HTTP/", end)
-            status = (inner or {}).get("", " none").split(" ")[1:2]
+            status = inner.get("", "").split(" ")[1:2] if inner else []
             if inner is None or status != ["200"]:
                 raise LeftOut(f"status {status[0] if status else 'none'}")
             kind_of = inner.get("content-type", "")
@@ -118,8 +118,8 @@ def _document(file: Bounded, headers: _Headers, kind: str, end: int, limit: int,
         )
     except (zlib.error, brotli.error, ValueError) as error:
         return Source(place.line, place.offset, b"", f"the body of the answer is damaged ({error})")
-    head |= {"type": "text" if media == "text/plain" else "html", "charset": message.get_param("charset") or ""}
-    return Source(place.line, place.offset, json.dumps(head, default=str).encode() + b"\n" + body)
+    head |= {"type": "text" if media == "text/plain" else "html", "charset": str(message.get_param("charset") or "")}
+    return Source(place.line, place.offset, json.dumps(head).encode() + b"\n" + body)
 
 
 class _TooLong(Exception):
@@ -153,7 +153,8 @@ def _unpacked(body: bytes, headers: dict[str, str], limit: int) -> bytes:
 
 def _without_chunks(body: bytes) -> bytes:
     """RFC 9112, 7.1."""
-    held, at = [], 0
+    held: list[bytes] = []
+    at = 0
     while True:
         end = body.find(b"\n", at, at + 256)
         size = body[at:end].split(b";")[0].strip() if end >= 0 else b""
