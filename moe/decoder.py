@@ -19,7 +19,7 @@ from moe.kernels.attention import Documents, attention
 from moe.kernels.gemm import linear
 from moe.kernels.norm import Rope, norm_turn, rms_norm
 from moe.kernels.sorted_experts import torch_experts
-from moe.router import Routes, jittered, route
+from moe.router import Routes, choose, jittered, route
 
 Head = tuple[str, ...]  # what a model puts out: () the vocabulary, else the names of its scores, the total first
 LANGUAGE: Head = ()
@@ -111,13 +111,15 @@ class Attention(nn.Module):
         _, keys, values = self.split(joined, 1)
         return linear(mixed, self.o_proj.weight), keys, values
 
-    def step(self, x: Tensor, rope: Rope, keys: Tensor, values: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+    def step(
+        self, x: Tensor, rope: Rope, keys: Tensor, values: Tensor, at: tuple[Tensor, Tensor], seen: Tensor
+    ) -> Tensor:
         """One new token per row against its cache: x [n, H], keys and values [n, kv_heads, width, D] (written in place
-        at positions `at` [n]), seen [n, 1, 1, width] True where a position is filled -> y [n, H]."""
+        at rows and positions `at` [n]), seen [n, 1, 1, width] True where a position is filled -> y [n, H]."""
         q, k, v = self.split(self.project(x, rope), 1)
-        rows = torch.arange(x.shape[0], device=x.device)
-        keys[rows, :, at] = k
-        values[rows, :, at] = v
+        rows, positions = at
+        keys[rows, :, positions] = k
+        values[rows, :, positions] = v
         n, group = x.shape[0], self.heads // self.kv_heads
         grouped = q.reshape(n, self.kv_heads, group, self.head_dim)
         scores = torch.matmul(grouped, keys.transpose(2, 3)).mul_(self.head_dim**-0.5)
@@ -146,6 +148,11 @@ class SparseMlp(nn.Module):
         owned = self.experts
         return self.backend(x, routes.experts, routes.weights, owned.gate_up_proj, owned.down_proj), routes
 
+    def step(self, x: Tensor) -> Tensor:
+        """Without what only training asks of a router. x [N, H] -> y [N, H]."""
+        _, _, experts, weights = choose(x, self.gate.weight, self.top_k)
+        return self.backend(x, experts, weights, self.experts.gate_up_proj, self.experts.down_proj)
+
 
 class Norm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
@@ -169,6 +176,13 @@ class Layer(nn.Module):
         self.self_attn = Attention(cfg)
         self.post_attention_layernorm = Norm(cfg.hidden_size, eps=cfg.norm_eps)
         self.mlp = SparseMlp(cfg)
+
+    def step(
+        self, x: Tensor, rope: Rope, keys: Tensor, values: Tensor, at: tuple[Tensor, Tensor], seen: Tensor
+    ) -> Tensor:
+        """As `Attention.step`, through the whole block."""
+        x = x + self.self_attn.step(self.input_layernorm(x), rope, keys, values, at, seen)
+        return x + self.mlp.step(self.post_attention_layernorm(x))
 
     def forward(self, x: Tensor, rope: Rope, grid: Layout, alone: bool) -> Passed:
         attended, keys, values = self.self_attn(self.input_layernorm(x), rope, grid)

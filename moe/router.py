@@ -24,6 +24,15 @@ class Routes:
     entropy: Tensor  # [] of a token's distribution over the experts, in nats, mean, no gradient
 
 
+def choose(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [N, H], gate [E, H] -> logits and probabilities [N, E]; experts and weights [N, k] as in `Routes`."""
+    with torch.autocast(x.device.type, enabled=False):
+        logits = F.linear(x.float(), gate.float())
+        probabilities = logits.softmax(-1)
+        weights, experts = probabilities.topk(top_k, dim=-1)
+        return logits, probabilities, experts, weights / weights.sum(-1, keepdim=True)
+
+
 def route(x: Tensor, gate: Tensor, top_k: int, *, alone: bool = False) -> Routes:
     """Softmax top-k routing in fp32 with renormalised weights. x [N, H], gate [E, H].
 
@@ -32,10 +41,7 @@ def route(x: Tensor, gate: Tensor, top_k: int, *, alone: bool = False) -> Routes
     the entropy are zero.
     """
     with torch.autocast(x.device.type, enabled=False):
-        logits = F.linear(x.float(), gate.float())
-        probabilities = logits.softmax(-1)
-        weights, experts = probabilities.topk(top_k, dim=-1)
-        weights = weights / weights.sum(-1, keepdim=True)
+        logits, probabilities, experts, weights = choose(x, gate, top_k)
         counts = torch.bincount(experts.flatten(), minlength=gate.shape[0]).float()
         counts = counts if alone else global_sum(counts)
         assignments = counts.sum().clamp(min=1.0)

@@ -1,6 +1,6 @@
 """llama.cpp itself, where its binding `cyllama` is installed: what a .gguf file computes there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -41,6 +41,15 @@ class Opened:
         self.context.decode(batch)
         return torch.tensor([self.context.get_logits_ith(place) for place in range(len(row))])
 
+    def feed(self, places: Sequence[tuple[int, int, int]]) -> None:
+        """Let (token, position, sequence) through, and compute the logits after each."""
+        from cyllama.llama.llama_cpp import LlamaBatch
+
+        batch = LlamaBatch(n_tokens=len(places), embd=0, n_seq_max=1)
+        for token, position, sequence in places:
+            batch.add(token, position, [sequence], True)
+        self.context.decode(batch)
+
     def answer(self, prompt: list[int], limit: int) -> list[int]:
         """The likeliest tokens after a prompt, at most `limit`, up to and with the first on which llama.cpp ends."""
         made: list[int] = []
@@ -58,8 +67,9 @@ class Opened:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Opened]:
-    """Load a .gguf file on the CPU. Raises InputError if llama.cpp refuses it."""
+def opened(path: Path, *, sequences: int = 1, width: int = _WIDTH) -> Iterator[Opened]:
+    """Load a .gguf file on the CPU, for so many sequences of so many positions at once. Raises InputError if llama.cpp
+    refuses it."""
     from cyllama.llama import llama_cpp
 
     class Model(llama_cpp.LlamaModel):
@@ -76,7 +86,8 @@ def opened(path: Path) -> Iterator[Opened]:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{path}: llama.cpp cannot load it: {error}") from None
     sizes = llama_cpp.LlamaContextParams()
-    sizes.n_ctx = sizes.n_batch = sizes.n_ubatch = _WIDTH
+    sizes.n_ctx, sizes.n_seq_max = sequences * width, sequences
+    sizes.n_batch = sizes.n_ubatch = max(sequences, _WIDTH)
     sizes.n_threads = sizes.n_threads_batch = torch.get_num_threads()
     sizes.type_k = sizes.type_v = _FP32
     sizes.flash_attn_type = 0  # off: it would round the cache

@@ -1,12 +1,10 @@
-"""Generation: KV slots, continuous batching, sampling with per-request seeds, log-probs taken while decoding.
+"""Generation: continuous batching, sampling with per-request seeds, log-probs taken while decoding.
 
-The engine keeps its active requests in the first rows of the cache, so that a step works on plain slices. A sampled
-token depends on the request's seed and position only, never on what else is being decoded.
+A sampled token depends on the request's seed and position only, never on what else is being decoded.
 
-Letters: n active requests, V vocabulary, W filled width of the cache.
+Letters: n requests, V vocabulary.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,9 +13,12 @@ import torch
 from torch import Tensor
 
 from conf.errors import InputError
-from moe.decoder import Decoder, rotary
+from moe.decoder import Decoder
+from moe.generation.rows import Piece, Rows, rows_of
 
 Finish = Literal["stop", "length"]
+_LIKELY = 64  # tokens that are sorted first when the unlikely ones are cut off
+SHARED = 16  # tokens: a common beginning of fewer is not worth waiting for
 
 
 @dataclass(frozen=True)
@@ -44,30 +45,35 @@ class Answer:
     finish: Finish
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     name: str
     prompt: list[int]
     sampling: Sampling
-    made: int = 0
-    last: int = 0
-    length: int = 0  # positions filled in the cache
+    row: int = -1
+    filled: int = 0  # tokens of the prompt that the row holds
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        """Whether the prompt is through."""
+        return bool(self.answer)
+
+    def held(self) -> list[int]:
+        """What its row holds."""
+        return self.prompt + self.answer[:-1] if self.answer else self.prompt[: self.filled]
 
 
 @dataclass
 class Engine:
-    """Continuous batching over `slots` rows: `add` queues, `step` admits and decodes one token for each active row."""
+    """Continuous batching over `slots` rows: `add` queues, `step` admits and makes a token for each active request."""
 
     model: Decoder
     slots: int
     stop: tuple[int, ...]
-    _waiting: deque[_Request] = field(default_factory=deque)
+    _waiting: list[_Request] = field(default_factory=list)
     _active: list[_Request] = field(default_factory=list)
-    _keys: list[Tensor] = field(default_factory=list)  # per layer [slots, kv_heads, context, D]
-    _values: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._width = 0
+    _rows: Rows | None = None
 
     @property
     def idle(self) -> bool:
@@ -90,108 +96,96 @@ class Engine:
             )
         self._waiting.append(_Request(request, prompt, sampling))
 
-    @torch.inference_mode()
     def cancel(self, request: str) -> None:
         """Forget a request, wherever it is; unknown names are ignored because it may just have finished."""
-        self._waiting = deque(r for r in self._waiting if r.name != request)
-        for row, active in enumerate(self._active):
+        self._waiting = [r for r in self._waiting if r.name != request]
+        for active in self._active:
             if active.name == request:
-                self._release(row)
+                self._release(active)
                 return
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """One token for every active request, then the first token of the waiting ones that free rows can take."""
-        made = self._decode() if self._active else []
-        fresh: list[_Request] = []
-        while self._waiting and len(self._active) + len(fresh) < self.slots:
-            fresh.append(self._waiting.popleft())
-        return made + self._prefill(fresh) if fresh else made
+        """One token for every request whose prompt is through, and as much of the other prompts as a step takes."""
+        if self._rows is None:
+            self._rows = rows_of(self.model, self.slots)
+        self._admit(self._rows)
+        pieces, ended = [], []
+        budget = self._rows.chunk or self.model.cfg.context * self.slots
+        for request in self._active:
+            if request.running:
+                tokens = request.answer[-1:]
+            else:
+                tokens = request.prompt[request.filled : request.filled + budget]
+                request.filled += len(tokens)
+                budget -= len(tokens)
+            if tokens:
+                ends = request.filled == len(request.prompt)
+                pieces.append(Piece(request.row, tokens, ends))
+                if ends:
+                    ended.append(request)
+        if not pieces:
+            return []
+        logits = self._rows.feed(pieces)
+        return self._emit(ended, logits) if ended else []
 
-    def _prefill(self, fresh: list[_Request]) -> list[Token]:
-        lengths, device = [len(r.prompt) for r in fresh], self.model.device
-        padding = [[0] * (max(lengths) - length) for length in lengths]
-        tokens = torch.tensor([r.prompt + zeros for r, zeros in zip(fresh, padding, strict=True)], device=device)
-        filled = [[1] * length + zeros for length, zeros in zip(lengths, padding, strict=True)]
-        hidden = self.model(tokens, torch.tensor(filled, device=device))
-        ends = torch.tensor(lengths, device=device).cumsum(0) - 1
-        first = len(self._active)
-        width = max(len(r.prompt) + r.sampling.max_new_tokens for r in fresh)
-        self._reserve(first + len(fresh), width, like=hidden.cache[0][0])
-        for layer, (keys, values) in enumerate(hidden.cache):
-            start = 0
-            for row, request in enumerate(fresh, first):
-                stop = start + len(request.prompt)
-                self._keys[layer][row, :, : stop - start] = keys[start:stop].transpose(0, 1)
-                self._values[layer][row, :, : stop - start] = values[start:stop].transpose(0, 1)
-                start = stop
-        for request in fresh:
-            request.length = len(request.prompt)
-        self._active += fresh
-        return self._emit(list(range(first, first + len(fresh))), self.model.logits(hidden.states[ends]))
+    def _admit(self, rows: Rows) -> None:
+        """Give waiting requests a row, in turn. One that shares the beginning of its prompt with a row goes on from a
+        copy of that; with one that is not there yet, it waits until it is."""
+        kept: list[_Request] = []
+        for number, request in enumerate(self._waiting):
+            if len(self._active) == self.slots:
+                kept += self._waiting[number:]
+                break
+            begun, length = self._likest(request.prompt) if rows.chunk else (None, 0)
+            if begun is not None and length > len(begun.held()):
+                kept.append(request)
+                continue
+            request.row = rows.take(len(request.prompt) + request.sampling.max_new_tokens)
+            if begun is not None:
+                rows.copy(begun.row, length, request.row)
+                request.filled = length
+            self._active.append(request)
+        self._waiting = kept
 
-    def _decode(self) -> list[Token]:
-        rows = list(self._active)
-        count = len(rows)
-        width, device = max(r.length for r in rows) + 1, self.model.device
-        lengths = torch.tensor([r.length for r in rows], device=device)
-        seen = (torch.arange(width, device=device) <= lengths.unsqueeze(1)).view(count, 1, 1, width)
-        x = self.model.model.embed_tokens(torch.tensor([r.last for r in rows], device=device))
-        rope = rotary(self.model.cfg, lengths)
-        for index, layer in enumerate(self.model.model.blocks()):
-            keys, values = self._keys[index][:count, :, :width], self._values[index][:count, :, :width]
-            x = x + layer.self_attn.step(layer.input_layernorm(x), rope, keys, values, lengths, seen)
-            x = x + layer.mlp(layer.post_attention_layernorm(x))[0]
-        for request in rows:
-            request.length += 1
-        return self._emit(list(range(count)), self.model.logits(self.model.model.norm(x)))
+    def _likest(self, prompt: list[int]) -> tuple[_Request | None, int]:
+        """The active request that has the longest beginning in common with a prompt, but for its last token: that one
+        has to go through the model. Nothing below `SHARED` tokens."""
+        best, most = None, SHARED - 1
+        for active in self._active:
+            whole = active.prompt + active.answer[:-1]
+            limit = min(len(prompt) - 1, len(whole))
+            if limit > most and prompt[: most + 1] == whole[: most + 1]:
+                best, most = active, _common(prompt, whole, most + 1, limit)
+        return best, most if best else 0
 
-    def _emit(self, rows: list[int], logits: Tensor) -> list[Token]:
-        requests = [self._active[row] for row in rows]
-        ids, logprobs = sample(logits, [r.sampling for r in requests], [r.made for r in requests])
+    def _emit(self, requests: list[_Request], logits: Tensor) -> list[Token]:
+        ids, logprobs = sample(logits, [r.sampling for r in requests], [len(r.answer) for r in requests])
         out = []
         for request, token, logprob in zip(requests, ids.tolist(), logprobs.tolist(), strict=True):
-            request.made += 1
-            request.last = token
+            request.answer.append(token)
             finish: Finish | None = None
             if token in self.stop:
                 finish = "stop"
-            elif request.made == request.sampling.max_new_tokens:
+            elif len(request.answer) == request.sampling.max_new_tokens:
                 finish = "length"
             out.append(Token(request.name, token, logprob, finish))
-        for row, token in sorted(zip(rows, out, strict=True), key=lambda pair: -pair[0]):
-            if token.finish is not None:
-                self._release(row)
+            if finish is not None:
+                self._release(request)
         return out
 
-    def _release(self, row: int) -> None:
-        """Free a row by moving the last active one into it."""
-        last = len(self._active) - 1
-        moved = self._active[last]
-        if row != last:
-            for cache in (*self._keys, *self._values):
-                cache[row, :, : moved.length] = cache[last, :, : moved.length]
-            self._active[row] = moved
-        self._active.pop()
+    def _release(self, request: _Request) -> None:
+        assert self._rows is not None
+        self._rows.free(request.row)
+        self._active.remove(request)
 
-    def _reserve(self, rows: int, width: int, *, like: Tensor) -> None:
-        """Grow the cache, of tensors like `like`, to hold `rows` x `width`; it grows by doubling and never past slots x
-        context."""
-        cfg = self.model.cfg
-        have = self._keys[0].shape[0] if self._keys else 0
-        if rows <= have and width <= self._width:
-            return
-        rows = max(have, min(self.slots, max(rows, 2 * have)))
-        self._width = max(self._width, min(cfg.context, max(width, 2 * self._width)))
-        for caches in (self._keys, self._values):
-            for layer in range(cfg.layers):
-                grown = like.new_zeros(rows, cfg.kv_heads, self._width, cfg.head_dim)
-                if layer < len(caches):
-                    old = caches[layer]
-                    grown[: old.shape[0], :, : old.shape[2]] = old
-                    caches[layer] = grown
-                else:
-                    caches.append(grown)
+
+def _common(a: list[int], b: list[int], low: int, high: int) -> int:
+    """How long a beginning is common to both, at least `low` and at most `high`."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> tuple[Tensor, Tensor]:
@@ -217,7 +211,12 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> t
 
 def _truncate(probabilities: Tensor, top_p: float, top_k: int) -> Tensor:
     """Zero all but the smallest set of likeliest tokens [V] that holds `top_p`, and at most `top_k` of them."""
-    ordered, ids = probabilities.sort(descending=True)
+    vocabulary = probabilities.shape[0]
+    count = min(top_k or vocabulary, vocabulary)
+    few = min(count, _LIKELY)  # mostly enough, and many times as fast as to sort them all
+    ordered, ids = probabilities.topk(few)
+    if few < count and float(ordered.sum()) <= top_p:
+        ordered, ids = probabilities.sort(descending=True)
     keep = ordered.cumsum(0) - ordered < top_p
     if top_k:
         keep[top_k:] = False

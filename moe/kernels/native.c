@@ -12,24 +12,6 @@
 #define PARALLEL(work) _Pragma(STRING(omp parallel for schedule(static) num_threads(threads) if ((work) > SMALL)))
 #define STRING(text) #text
 
-/* e^x for x <= 88, 0 below -87; NaN stays NaN. Cody and Waite's reduction, the polynomial of Moshier's Cephes. */
-static inline float exponential(float x) {
-    const float kept = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    const float rounded = kept * 1.44269504f + ROUND;
-    const float n = rounded - ROUND;
-    const float r = kept - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return x < -87.0f ? 0.0f : p * power_of_two(rounded);
-}
-
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
 void exponentials(const float *x, float *y, size count, int threads) {
     PARALLEL(count)
     for (size i = 0; i < count; i++) y[i] = exponential(x[i]);

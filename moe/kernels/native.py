@@ -1,4 +1,5 @@
-"""The passes of the CPU step that are bound by memory or by exp, in C: native.c and attention.c.
+"""The passes of the CPU step that are bound by memory or by exp, in C: native.c and attention.c; and decoding's whole
+step, decode/step.c.
 
 They are optional. `python -m moe.kernels.native` (`make native`) builds them with the system's C compiler; at run time
 an existing build is loaded and nothing is ever compiled, so a run's arithmetic cannot change under it. Without a build,
@@ -24,8 +25,9 @@ from torch import Tensor
 
 from moe.kernels.processor import VARIABLE, instructions, processor
 
-_UNITS = [Path(__file__).with_name(name) for name in ("native.c", "attention.c")]
-_SOURCES = [*_UNITS, *(Path(__file__).with_name(name) for name in ("native.h", "passes.h", "tiles.h"))]
+_HERE = Path(__file__).parent
+_UNITS = [_HERE / name for name in ("native.c", "attention.c", "decode/step.c")]
+_SOURCES = [*_UNITS, *(_HERE / name for name in ("native.h", "passes.h", "tiles.h", "decode/products.h"))]
 _FLAGS = "-std=gnu11 -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC".split()
 if platform.machine() in ("x86_64", "AMD64"):
     _FLAGS.append("-mprefer-vector-width=512")  # whole vectors where there are any, of which GCC takes halves by itself
@@ -46,6 +48,7 @@ _KERNELS = {  # arguments but the last, the number of threads: p is a pointer, n
     "transpose": "ppnn",
     "attention": "pppppnnnnnn",
     "attention_backward": "pppppppnnnnnn",
+    "decode": "pppnpnpnnppf",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -98,6 +101,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.blocks_of.argtypes, library.blocks_of.restype = [ctypes.c_int64], ctypes.c_int64
     library.attention_scratch.argtypes = [ctypes.c_int64] * 4
     library.attention_scratch.restype = ctypes.c_int64
+    library.decode_room.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
+    library.decode_room.restype = ctypes.c_int64
     return library, ""
 
 
@@ -128,25 +133,31 @@ def takes(*rows: Tensor) -> bool:
     )
 
 
-def _library() -> ctypes.CDLL:
-    library, why = _load()
-    assert library is not None, why
-    return library
+def library() -> ctypes.CDLL:
+    """The kernels themselves, where they are in use."""
+    loaded, why = _load()
+    assert loaded is not None, why
+    return loaded
 
 
-def _call(name: str, *arguments: Tensor | int | float | None) -> None:
+def call(name: str, *arguments: Tensor | int | float | None) -> None:
+    run(name, *arguments, threads=torch.get_num_threads())
+
+
+def run(name: str, *arguments: Tensor | int | float | None, threads: int) -> None:
+    """Call a kernel; a tensor stands for its address."""
     plain = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-    getattr(_library(), name)(*plain, torch.get_num_threads())
+    getattr(library(), name)(*plain, threads)
 
 
 def _partial(rows: int, width: int) -> Tensor:
-    return torch.empty(_library().blocks_of(rows) * width, dtype=torch.float32, device="cpu")
+    return torch.empty(library().blocks_of(rows) * width, dtype=torch.float32, device="cpu")
 
 
 def exponentials(x: Tensor) -> Tensor:
     """e^x as the kernels compute it: 0 below -87, e^88 above 88."""
     y = torch.empty_like(x)
-    _call("exponentials", x, y, x.numel())
+    call("exponentials", x, y, x.numel())
     return y
 
 
@@ -157,35 +168,35 @@ def swiglu(hidden: Tensor) -> Tensor:
     """silu(gate) * up of hidden [R, 2I], gate first -> [R, I]. fp32 or bf16."""
     rows, width = hidden.shape
     active = hidden.new_empty(rows, width // 2)
-    _call(f"swiglu_{_NAMES[hidden.dtype]}", hidden, active, rows, width // 2)
+    call(f"swiglu_{_NAMES[hidden.dtype]}", hidden, active, rows, width // 2)
     return active
 
 
 def swiglu_backward(hidden: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What `passes.swiglu_backward` says, the second written over `slope`. fp32 or bf16, the weight fp32."""
     d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(weight)
-    _call(f"swiglu_backward_{_NAMES[hidden.dtype]}", hidden, weight, slope, d_hidden, d_weight, *slope.shape)
+    call(f"swiglu_backward_{_NAMES[hidden.dtype]}", hidden, weight, slope, d_hidden, d_weight, *slope.shape)
     return d_hidden, slope, d_weight
 
 
 def combine(rows: Tensor, slot: Tensor, weights: Tensor | None) -> Tensor:
     """rows [R, H], fp32 or bf16, to the sum over slot [N, k] of each token, weighted by [N, k] -> [N, H] fp32."""
     y = torch.empty(slot.shape[0], rows.shape[1], dtype=torch.float32, device="cpu")
-    _call(f"combine_{_NAMES[rows.dtype]}", rows, slot.contiguous(), weights, y, *slot.shape, rows.shape[1])
+    call(f"combine_{_NAMES[rows.dtype]}", rows, slot.contiguous(), weights, y, *slot.shape, rows.shape[1])
     return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x [N, H], weight [H] -> weight * scale * x and the scale [N, 1], 1 / root mean square."""
     y, scale = torch.empty_like(x), x.new_empty(x.shape[0], 1)
-    _call("rms_norm", x, weight, y, scale, *x.shape, eps)
+    call("rms_norm", x, weight, y, scale, *x.shape, eps)
     return y, scale
 
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """-> dL/dx [N, H], dL/dweight [H]."""
     dx, dw = torch.empty_like(x), torch.empty_like(weight)
-    _call("rms_norm_backward", dy, x, weight, scale, dx, dw, _partial(*x.shape), *x.shape)
+    call("rms_norm_backward", dy, x, weight, scale, dx, dw, _partial(*x.shape), *x.shape)
     return dx, dw
 
 
@@ -196,7 +207,7 @@ def norm_turn(
     [N, turned, 1] if there is a weight."""
     y = torch.empty_like(x)
     scale = None if weight is None else x.new_empty(x.shape[0], turned, 1)
-    _call("norm_turn", x, cos, sin, weight, y, scale, *x.shape[:2], turned, x.shape[2], eps)
+    call("norm_turn", x, cos, sin, weight, y, scale, *x.shape[:2], turned, x.shape[2], eps)
     return y, scale
 
 
@@ -209,7 +220,7 @@ def norm_turn_backward(
     dw = partial = None
     if weight is not None:
         dw, partial = torch.empty_like(weight), _partial(rows, turned * dim)
-    _call("norm_turn_backward", dy, x, cos, sin, weight, scale, dx, dw, partial, rows, heads, turned, dim)
+    call("norm_turn_backward", dy, x, cos, sin, weight, scale, dx, dw, partial, rows, heads, turned, dim)
     return dx, dw
 
 
@@ -225,7 +236,7 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
             f"targets reach from {targets.min()} to {targets.max()}, the vocabulary from 0 to {logits.shape[1] - 1}"
         )
     losses = torch.empty(targets.shape[0], dtype=torch.float64, device="cpu")
-    _call(
+    call(
         f"cross_entropy_{_NAMES[logits.dtype]}",
         logits,
         targets,
@@ -240,12 +251,12 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
 def transpose(x: Tensor) -> Tensor:
     """x [n, m] -> [m, n], contiguous."""
     y = x.new_empty(x.shape[1], x.shape[0])
-    _call("transpose", x, y, *x.shape)
+    call("transpose", x, y, *x.shape)
     return y
 
 
 def _scratch(width: int, dim: int, backward: bool, half: bool) -> Tensor:
-    floats = torch.get_num_threads() * _library().attention_scratch(width, dim, backward, half)
+    floats = torch.get_num_threads() * library().attention_scratch(width, dim, backward, half)
     room = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
     return room[-room.data_ptr() % 64 // 4 :]  # vectors are loaded from whole cache lines
 
@@ -259,7 +270,7 @@ def attention(joined: Tensor, heads: int, kv: int, starts: Tensor | None, half: 
     """
     rows, width, _, dim = joined.shape
     out, lse = joined.new_empty(rows, width, heads, dim), joined.new_empty(rows, heads, width)
-    _call("attention", joined, starts, out, lse, _scratch(width, dim, False, half), rows, width, heads, kv, dim, half)
+    call("attention", joined, starts, out, lse, _scratch(width, dim, False, half), rows, width, heads, kv, dim, half)
     return out, lse
 
 
@@ -276,7 +287,7 @@ def attention_backward(
     """-> dL/djoined."""
     rows, width, _, dim = joined.shape
     made, scratch = torch.empty_like(joined), _scratch(width, dim, True, half)
-    _call("attention_backward", joined, starts, out, lse, d_out, made, scratch, rows, width, heads, kv, dim, half)
+    call("attention_backward", joined, starts, out, lse, d_out, made, scratch, rows, width, heads, kv, dim, half)
     return made
 
 

@@ -30,14 +30,17 @@ def _normalised_slope(dy: Tensor, normalised: Tensor, scale: Tensor, weight: Ten
     return (dy * weight).addcmul_(normalised, mean, value=-1).mul_(scale)
 
 
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if native.ready(x, weight):
+        return native.rms_norm(x, weight, eps)
+    scale = _scale(x, eps)
+    return (x * scale).mul_(weight), scale
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if native.ready(x, weight):
-            y, scale = native.rms_norm(x, weight, eps)
-        else:
-            scale = _scale(x, eps)
-            y = (x * scale).mul_(weight)
+        y, scale = _normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
         return y
 
@@ -53,6 +56,8 @@ class _RmsNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019). x [N, H], weight [H] -> [N, H]."""
+    if not torch.is_grad_enabled():
+        return _normalised(x, weight, eps)[0]
     return _RmsNorm.apply(x, weight, eps)
 
 

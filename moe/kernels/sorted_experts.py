@@ -105,6 +105,12 @@ def _room(parameter: Tensor, served: list[int]) -> Tensor:
     return room
 
 
+def _of_one(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`torch_experts` of one token, without gradients: there is nothing to sort."""
+    out = [torch.mv(down[e], passes.swiglu(torch.mv(gate_up[e], x[0]).unsqueeze(0))[0]) for e in experts[0].tolist()]
+    return weights.to(x.dtype) @ torch.stack(out)
+
+
 def torch_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """y[n] = sum_j weights[n, j] * down_e @ (silu(gate_e @ x[n]) * (up_e @ x[n])), e = experts[n, j].
 
@@ -113,5 +119,7 @@ def torch_experts(x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, 
     experts is fp32.
     """
     dtype = product_dtype(x)
+    if x.shape[0] == 1 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        return _of_one(x.to(dtype), experts, weights, gate_up.to(dtype), down.to(dtype)).to(x.dtype)
     wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
     return _SortedExperts.apply(x.to(dtype), experts, wide, gate_up.to(dtype), down.to(dtype)).to(x.dtype)

@@ -1,14 +1,30 @@
-"""Generation. Planted bugs: a moved row keeps a wrong length, a seed shared by rows, log-probs taken after top-p."""
+"""Generation, with rows by torch and in C. Planted bugs: a moved row keeps a wrong length, a seed shared by rows,
+log-probs taken after top-p, a copy that is too long."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from conf.errors import InputError
 from moe.decoder import Decoder
 from moe.generation.engine import Engine, Sampling, generate, sample, uniform
+from moe.generation.rows import ByTorch, Piece
+from moe.kernels.processor import processor, using
 from tests.moe.conftest import VOCABULARY
 
 STOP = (3,)
+
+
+@pytest.fixture(params=[True, False], ids=["c", "torch"])
+def in_c(request: pytest.FixtureRequest, kernels_built: str) -> Iterator[bool]:
+    """Every test that generates does so in both ways."""
+    if request.param and kernels_built:
+        pytest.skip(kernels_built)
+    with using(replace(processor(), kernels=request.param)):
+        yield request.param
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -31,7 +47,7 @@ def without_cache(model: Decoder, prompt: list[int], sampling: Sampling) -> tupl
 
 
 @pytest.mark.parametrize("slots", [1, 3, 12])
-def test_cached_batched_generation_equals_one_by_one_without_cache(model: Decoder, slots: int) -> None:
+def test_cached_batched_generation_equals_one_by_one_without_cache(in_c: bool, model: Decoder, slots: int) -> None:
     asked = [Sampling(20, temperature=[0.0, 0.7, 1.0][i % 3], seed=i) for i in range(12)]
     answers = generate(model, prompts(12), asked, stop=STOP, slots=slots)
     for prompt, sampling, answer in zip(prompts(12), asked, answers, strict=True):
@@ -42,7 +58,7 @@ def test_cached_batched_generation_equals_one_by_one_without_cache(model: Decode
     assert {answer.finish for answer in answers} == {"stop", "length"} or model.cfg.qk_norm
 
 
-def test_greedy_takes_the_likeliest(model: Decoder) -> None:
+def test_greedy_takes_the_likeliest(in_c: bool, model: Decoder) -> None:
     (answer,) = generate(model, [[5, 6, 7]], [Sampling(1, temperature=0.0)], stop=STOP)
     with torch.no_grad():
         logits = model.logits(model(torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)).states[-1:])[0]
@@ -78,7 +94,7 @@ def test_uniform_numbers_are_those_of_split_mix() -> None:
     assert many.mean() == pytest.approx(0.5, abs=0.01) and many.var() == pytest.approx(1 / 12, abs=0.005)
 
 
-def test_cancel_frees_the_row_and_leaves_the_others_as_they_were(model: Decoder) -> None:
+def test_cancel_frees_the_row_and_leaves_the_others_as_they_were(in_c: bool, model: Decoder) -> None:
     asked = [Sampling(15, temperature=0.8, seed=i) for i in range(3)]
     alone = generate(model, prompts(3), asked, stop=())
     engine = Engine(model, 3, ())
@@ -101,7 +117,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(model: Decoder) 
         Engine(model, 1, STOP).add("x", [5] * 60, Sampling(10))
 
 
-def test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default(model: Decoder) -> None:
+def test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default(in_c: bool, model: Decoder) -> None:
     asked = [Sampling(6, temperature=[0.0, 0.9][i % 2], top_k=5 * i, seed=i) for i in range(4)]
     given = prompts(4)
     wanted = generate(model, given, asked, stop=STOP, slots=2)
@@ -112,17 +128,84 @@ def test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default(m
 def test_a_model_in_bf16_generates_with_a_cache_in_bf16(model: Decoder) -> None:
     engine = Engine(model.bfloat16(), 1, ())
     engine.add("x", [5, 6, 7], Sampling(4, temperature=0.0))
-    made = [token for _ in range(4) for token in engine.step()]
-    assert engine._keys[0].dtype == torch.bfloat16
+    with using(replace(processor(), kernels=False)):
+        made = [token for _ in range(4) for token in engine.step()]
+    assert isinstance(engine._rows, ByTorch) and engine._rows._keys[0].dtype == torch.bfloat16
     _, logprobs = without_cache(model, [5, 6, 7], Sampling(1, temperature=0.0))
     assert made[0].logprob == pytest.approx(logprobs[0], abs=0.05) and made[-1].finish == "length"
+
+
+def test_samples_of_one_prompt_share_its_prefill(in_c: bool, model: Decoder) -> None:
+    (prompt,) = [[*range(10, 40)]]
+    asked = [Sampling(6, temperature=0.9, seed=i) for i in range(4)]
+    alone = [generate(model, [prompt], [one], stop=())[0] for one in asked]
+    engine = Engine(model, 4, ())
+    for number, one in enumerate(asked):
+        engine.add(str(number), prompt, one)
+    fed: list[int] = []
+    made: dict[str, list[int]] = {str(number): [] for number in range(4)}
+    while not engine.idle:
+        for token in engine.step():
+            made[token.request].append(token.id)
+        if engine._rows is not None and not fed:
+            rows = engine._rows
+            plain = rows.feed
+            fed.append(30)  # the first step's, before anybody could look
+
+            def counted(pieces: Sequence[Piece], plain: Callable[[Sequence[Piece]], Tensor] = plain) -> Tensor:
+                fed.append(sum(len(piece.tokens) for piece in pieces))
+                return plain(pieces)
+
+            rows.feed = counted  # type: ignore[method-assign]
+    assert list(made.values()) == [answer.tokens for answer in alone]
+    assert sum(fed) == 30 + 4 * 5 + (3 if in_c else 0)  # in C a copy's last token goes through once more
+
+
+def test_long_prompts_come_in_pieces_and_what_runs_goes_on(
+    in_c: bool, model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe.generation.rows.ByC.chunk", 8)
+    given = [[5, 6, 7], [*range(20, 50)], [*range(20, 40), 9]]
+    asked = [Sampling(12, temperature=0.7, seed=i) for i in range(3)]
+    alone = [generate(model, [prompt], [one], stop=())[0] for prompt, one in zip(given, asked, strict=True)]
+    engine = Engine(model, 3, ())
+    seen: dict[str, list[tuple[int, float]]] = {name: [] for name in "abc"}
+    steps = []
+    for name, prompt, one in zip("abc", given, asked, strict=True):
+        engine.add(name, prompt, one)
+    while not engine.idle:
+        made = engine.step()
+        steps.append({token.request for token in made})
+        for token in made:
+            seen[token.request].append((token.id, token.logprob))
+    for name, answer in zip("abc", alone, strict=True):
+        assert [token for token, _ in seen[name]] == answer.tokens
+        if in_c:
+            assert [value for _, value in seen[name]] == answer.logprobs  # to the bit
+    assert (steps[0] == {"a"}) == in_c and steps[1] >= {"a"}
+
+
+def test_a_request_that_waits_for_a_prompt_survives_its_cancelling(
+    in_c: bool, model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe.generation.rows.ByC.chunk", 8)
+    prompt, one = [*range(20, 50)], Sampling(5, temperature=0.7, seed=1)
+    (alone,) = generate(model, [prompt], [one], stop=())
+    engine = Engine(model, 2, ())
+    engine.add("a", prompt, Sampling(20))
+    engine.add("b", prompt, one)
+    made = engine.step()
+    engine.cancel("a")
+    while not engine.idle:
+        made += engine.step()
+    assert [token.id for token in made if token.request == "b"] == alone.tokens
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "generation with a cache equals generation without",
-        "moe/generation/engine.py",
-        "cache[row, :, : moved.length] = cache[last, :, : moved.length]",
+        "moe/generation/rows.py",
+        "cache[place, :, :length] = cache[last, :, :length]",
         "pass",
         None,
     ),
@@ -135,9 +218,16 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     ),
     (
         "the engine computes where its model lies",
-        "moe/generation/engine.py",
-        "lengths = torch.tensor([r.length for r in rows], device=device)",
-        "lengths = torch.tensor([r.length for r in rows])",
+        "moe/generation/rows.py",
+        "lengths = torch.tensor([self._lengths[row] for row in rows], device=device)",
+        "lengths = torch.tensor([self._lengths[row] for row in rows])",
         "test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default",
+    ),
+    (
+        "a request goes on from what another's row holds of its prompt",
+        "moe/generation/engine.py",
+        "best, most = active, _common(prompt, whole, most + 1, limit)",
+        "best, most = active, limit",
+        "test_long_prompts_come_in_pieces_and_what_runs_goes_on",
     ),
 ]

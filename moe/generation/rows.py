@@ -1,0 +1,238 @@
+"""What an engine's sequences hold, and their next logits: by torch on any device, or in one call in C on the CPU.
+
+A row is a sequence: its keys and values. Both ways give the same to rounding; `rows_of` chooses.
+
+Letters: n sequences, N tokens, W filled width of the cache, V vocabulary, H hidden size, D head size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from moe.decoder import Decoder, rotary
+from moe.kernels.decode.step import Place, Shape, Source, Step
+from moe.kernels.int8 import Int8
+
+CHUNK = 256  # tokens of prompts that go through with a step's new tokens: more of them would make the others wait
+
+
+class Piece(NamedTuple):
+    """The next tokens of a row."""
+
+    row: int
+    tokens: list[int]
+    wanted: bool  # whether the logits after the last of them are asked for
+
+
+class Rows(Protocol):
+    chunk: int  # a prompt may come in pieces, of so many tokens in a `feed`, and go on from a copy; 0: it comes whole
+
+    def take(self, room: int) -> int:
+        """A new row, of at most `room` positions."""
+
+    def copy(self, row: int, length: int, to: int) -> None:
+        """The first positions of a row become those of a new one. Where `chunk` is 0 nobody asks."""
+
+    def free(self, row: int) -> None: ...
+
+    def feed(self, pieces: Sequence[Piece]) -> Tensor:
+        """Append the pieces to their rows -> logits [wanted pieces, V]. Where `chunk` is 0 every row that holds
+        something gets one token."""
+
+
+def rows_of(model: Decoder, slots: int) -> Rows:
+    """The faster of the two that can compute this model, for at most so many rows."""
+    step = _step_of(model)
+    return ByC(model, step) if step.takes() else ByTorch(model, slots)
+
+
+class ByC:
+    """Each row has a cache of its own, so none moves, and rows of any kind go through one call. A row's numbers are the
+    same in any company and however its prompt was cut."""
+
+    chunk = CHUNK
+
+    def __init__(self, model: Decoder, step: Step) -> None:
+        self._cfg, self._step = model.cfg, step
+        self._caches: dict[int, Tensor] = {}
+        self._lengths: dict[int, int] = {}
+        self._made = 0
+        self._angles = torch.empty(2, 0, 0, device="cpu")
+
+    @torch.inference_mode()
+    def take(self, room: int) -> int:
+        row, self._made = self._made, self._made + 1
+        self._caches[row], self._lengths[row] = self._step.cache(room), 0
+        if room > self._angles.shape[1]:
+            positions = torch.arange(max(room, 2 * self._angles.shape[1]), device="cpu")
+            self._angles = torch.stack(rotary(self._cfg, positions)).squeeze(2).contiguous()
+        return row
+
+    @torch.inference_mode()
+    def copy(self, row: int, length: int, to: int) -> None:
+        assert not self._lengths[to] and length <= self._lengths[row]
+        self._step.copy(self._caches[row], length, self._caches[to])
+        self._lengths[to] = length
+
+    def free(self, row: int) -> None:
+        del self._caches[row], self._lengths[row]
+
+    def feed(self, pieces: Sequence[Piece]) -> Tensor:
+        places, ends = [], []
+        for piece in pieces:
+            start, cache = self._lengths[piece.row], self._caches[piece.row]
+            places += [Place(token, position, cache) for position, token in enumerate(piece.tokens, start)]
+            self._lengths[piece.row] = start + len(piece.tokens)
+            if piece.wanted:
+                ends.append(len(places) - 1)
+        return self._step(places, ends, self._angles)
+
+
+def _step_of(model: Decoder) -> Step:
+    cfg, trunk = model.cfg, model.model
+    layers = [
+        (
+            Source(layer.input_layernorm, "weight"),
+            Source(attention.q_norm, "weight") if attention.q_norm is not None else None,
+            Source(attention.k_norm, "weight") if attention.k_norm is not None else None,
+            Source(layer.post_attention_layernorm, "weight"),
+            Source(layer.mlp.gate, "weight"),
+            *(Source(part, "weight") for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+            Source(attention.o_proj, "weight"),
+            Source(layer.mlp.experts, "gate_up_proj"),
+            Source(layer.mlp.experts, "down_proj"),
+        )
+        for layer in trunk.blocks()
+        for attention in (layer.self_attn,)
+    ]
+    table = trunk.embed_tokens
+    ends = (
+        Source(trunk, "embed_tokens") if isinstance(table, Int8) else Source(table, "weight"),
+        Source(trunk.norm, "weight"),
+        Source(model.lm_head, "weight"),
+    )
+    shape = Shape(
+        cfg.layers,
+        cfg.hidden_size,
+        cfg.heads,
+        cfg.kv_heads,
+        cfg.head_dim,
+        cfg.experts,
+        cfg.top_k,
+        cfg.expert_size,
+        model.vocab_size,
+    )
+    return Step(shape, layers, ends, cfg.norm_eps)
+
+
+class ByTorch:
+    """The rows lie in the first places of one cache, so that a step works on plain slices."""
+
+    chunk = 0
+
+    def __init__(self, model: Decoder, slots: int) -> None:
+        self._model, self._slots = model, slots
+        self._held: list[int] = []  # the row at each place
+        self._lengths: dict[int, int] = {}
+        self._rooms: dict[int, int] = {}
+        self._made = 0
+        self._width = 0
+        self._keys: list[Tensor] = []  # per layer [places, kv_heads, W, D]
+        self._values: list[Tensor] = []
+
+    def take(self, room: int) -> int:
+        row, self._made = self._made, self._made + 1
+        self._held.append(row)
+        self._lengths[row], self._rooms[row] = 0, room
+        return row
+
+    def copy(self, row: int, length: int, to: int) -> None:
+        raise AssertionError("prompts come whole")
+
+    @torch.inference_mode()
+    def free(self, row: int) -> None:
+        """The last row moves into its place."""
+        place, last = self._held.index(row), len(self._held) - 1
+        moved = self._held.pop()
+        if moved != row:
+            length = self._lengths[moved]
+            for cache in (*self._keys, *self._values):
+                cache[place, :, :length] = cache[last, :, :length]
+            self._held[place] = moved
+        del self._lengths[row], self._rooms[row]
+
+    @torch.inference_mode()
+    def feed(self, pieces: Sequence[Piece]) -> Tensor:
+        running = [piece for piece in pieces if self._lengths[piece.row]]
+        fresh = [piece for piece in pieces if not self._lengths[piece.row]]
+        states = [self._decode(running)] if running else []
+        states += [self._prefill(fresh)] if fresh else []
+        order = [piece.row for piece in (*running, *fresh)]
+        wanted = [order.index(piece.row) for piece in pieces if piece.wanted]
+        return self._model.logits(torch.cat(states)[wanted])
+
+    def _prefill(self, fresh: list[Piece]) -> Tensor:
+        """The states [n, H] after the prompts; equal ones are computed once."""
+        device = self._model.device
+        prompts = list(dict.fromkeys(tuple(piece.tokens) for piece in fresh))
+        lengths = [len(prompt) for prompt in prompts]
+        padding = [[0] * (max(lengths) - length) for length in lengths]
+        tokens = torch.tensor([[*p, *zeros] for p, zeros in zip(prompts, padding, strict=True)], device=device)
+        filled = [[1] * length + zeros for length, zeros in zip(lengths, padding, strict=True)]
+        hidden = self._model(tokens, torch.tensor(filled, device=device))
+        starts = [0]
+        for length in lengths:
+            starts.append(starts[-1] + length)
+        which = [prompts.index(tuple(piece.tokens)) for piece in fresh]
+        self._reserve(like=hidden.cache[0][0])
+        for piece, prompt in zip(fresh, which, strict=True):
+            place, start, stop = self._held.index(piece.row), starts[prompt], starts[prompt + 1]
+            for layer, (keys, values) in enumerate(hidden.cache):
+                self._keys[layer][place, :, : stop - start] = keys[start:stop].transpose(0, 1)
+                self._values[layer][place, :, : stop - start] = values[start:stop].transpose(0, 1)
+            self._lengths[piece.row] = stop - start
+        ends = torch.tensor([starts[prompt + 1] - 1 for prompt in which], device=device)
+        return hidden.states[ends]
+
+    def _decode(self, running: list[Piece]) -> Tensor:
+        """The states [n, H] after one token for each row."""
+        model, device, count = self._model, self._model.device, len(running)
+        given = {piece.row: piece.tokens for piece in running}
+        rows = self._held[:count]
+        assert set(rows) == set(given) and all(len(tokens) == 1 for tokens in given.values())
+        width = max(self._lengths[row] for row in rows) + 1
+        lengths = torch.tensor([self._lengths[row] for row in rows], device=device)
+        seen = (torch.arange(width, device=device) <= lengths.unsqueeze(1)).view(count, 1, 1, width)
+        x = model.model.embed_tokens(torch.tensor([given[row][0] for row in rows], device=device))
+        rope = rotary(model.cfg, lengths)
+        at = torch.arange(count, device=device), lengths
+        for layer, keys, values in zip(model.model.blocks(), self._keys, self._values, strict=True):
+            x = layer.step(x, rope, keys[:count, :, :width], values[:count, :, :width], at, seen)
+        for row in rows:
+            self._lengths[row] += 1
+        states: Tensor = model.model.norm(x)
+        if rows == [piece.row for piece in running]:
+            return states
+        return states[[rows.index(piece.row) for piece in running]]
+
+    def _reserve(self, *, like: Tensor) -> None:
+        """Grow the cache, of tensors like `like`, to hold the rows; it grows by doubling and never past slots x
+        context."""
+        cfg = self._model.cfg
+        rows, width = len(self._held), max(self._rooms[row] for row in self._held)
+        have = self._keys[0].shape[0] if self._keys else 0
+        if rows <= have and width <= self._width:
+            return
+        rows = max(have, min(self._slots, max(rows, 2 * have)))
+        self._width = max(self._width, min(cfg.context, max(width, 2 * self._width)))
+        for caches in (self._keys, self._values):
+            for layer in range(cfg.layers):
+                grown = like.new_zeros(rows, cfg.kv_heads, self._width, cfg.head_dim)
+                if layer < len(caches):
+                    old = caches[layer]
+                    grown[: old.shape[0], :, : old.shape[2]] = old
+                    caches[layer] = grown
+                else:
+                    caches.append(grown)
