@@ -28,7 +28,9 @@ def main(cfg: Config) -> dict[str, float]:
         torch.set_num_threads(cfg.cluster.threads)
     tokenizer = Tokenizer.load(folder)
     session = Session(
-        engine=Engine(load_model(folder, int8=cfg.serve.int8, device=cfg.cluster.device), 1, tokenizer.stop),
+        engine=Engine(
+            load_model(folder, int8=cfg.serve.int8, bf16=cfg.serve.bf16, device=cfg.cluster.device), 1, tokenizer.stop
+        ),
         tokenizer=tokenizer,
         name=name,
         version=version(folder),

@@ -36,9 +36,9 @@ def _check_vocabulary(folder: Path) -> None:
         )
 
 
-def load_model(folder: str | Path, *, int8: bool, device: str = "cpu") -> Decoder:
+def load_model(folder: str | Path, *, int8: bool, bf16: bool = False, device: str = "cpu") -> Decoder:
     model = model_folder.load(folder)
-    return (quantize(model) if int8 else model).to(device)
+    return (quantize(model) if int8 else model.bfloat16() if bf16 else model).to(device)
 
 
 def version(folder: Path) -> str:

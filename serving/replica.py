@@ -30,8 +30,11 @@ class Replica:
         self, folder: str, name: str, cfg: Config, keys: Sequence[Key], *, store: Path, principles: tuple[str, ...]
     ) -> None:
         self._cfg, self._keys = cfg.serve, keys
-        model, tokenizer = load_model(folder, int8=cfg.serve.int8, device=cfg.cluster.device), Tokenizer.load(folder)
-        engine = Engine(model, cfg.serve.slots, tokenizer.stop)
+        model, tokenizer = (
+            load_model(folder, int8=cfg.serve.int8, bf16=cfg.serve.bf16, device=cfg.cluster.device),
+            Tokenizer.load(folder),
+        )
+        engine = Engine(model, cfg.serve.slots, tokenizer.stop, keep=cfg.serve.slots)
         self._served = Served(
             name=name,
             tokenizer=tokenizer,

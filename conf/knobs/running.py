@@ -98,12 +98,15 @@ class Serve:
     key_in_flight: int = 0  # requests of one key at a time where its line says nothing; 0: any number
     key_per_minute: int = 0  # requests of one key in a minute where its line says nothing; 0: any number
     int8: bool = False  # weights in int8: a quarter of the memory
+    bf16: bool = False  # weights in bf16: half of the memory, and on a CPU with the C kernels fewer bytes for a token
 
     def __post_init__(self) -> None:
         for knob in ("key_in_flight", "key_per_minute"):
             if (value := getattr(self, knob)) < 0:
                 raise InputError(f"serve.{knob}={value} must not be negative")
         positive("serve", self, "slots", "max_new_tokens", "queue", "max_body_bytes", "header_timeout", "body_timeout")
+        if self.int8 and self.bf16:
+            raise InputError("serve.int8=true and serve.bf16=true: the weights can be one of them")
         if self.drain_timeout < 0:
             raise InputError(f"serve.drain_timeout={self.drain_timeout:g} must not be negative")
         if not 0 <= self.port <= 65535:

@@ -59,9 +59,13 @@ class _Request:
         """Whether the prompt is through."""
         return bool(self.answer)
 
+    def whole(self) -> list[int]:
+        """What its row holds, or will when the prompt is through."""
+        return self.prompt + self.answer[:-1]
+
     def held(self) -> list[int]:
         """What its row holds."""
-        return self.prompt + self.answer[:-1] if self.answer else self.prompt[: self.filled]
+        return self.whole() if self.answer else self.prompt[: self.filled]
 
 
 @dataclass
@@ -71,8 +75,10 @@ class Engine:
     model: Decoder
     slots: int
     stop: tuple[int, ...]
+    keep: int = 0  # rows of ended requests whose beginnings later ones may share, as a conversation's next turn does
     _waiting: list[_Request] = field(default_factory=list)
     _active: list[_Request] = field(default_factory=list)
+    _kept: list[_Request] = field(default_factory=list)  # the one used last at the end
     _rows: Rows | None = None
 
     @property
@@ -145,18 +151,21 @@ class Engine:
             if begun is not None:
                 rows.copy(begun.row, length, request.row)
                 request.filled = length
+                if begun in self._kept:
+                    self._kept.remove(begun)
+                    self._kept.append(begun)
             self._active.append(request)
         self._waiting = kept
 
     def _likest(self, prompt: list[int]) -> tuple[_Request | None, int]:
-        """The active request that has the longest beginning in common with a prompt, but for its last token: that one
-        has to go through the model. Nothing below `SHARED` tokens."""
+        """The request with a row that has the longest beginning in common with a prompt, but for its last token: that
+        one has to go through the model. Nothing below `SHARED` tokens."""
         best, most = None, SHARED - 1
-        for active in self._active:
-            whole = active.prompt + active.answer[:-1]
+        for other in (*self._kept, *self._active):
+            whole = other.whole()
             limit = min(len(prompt) - 1, len(whole))
             if limit > most and prompt[: most + 1] == whole[: most + 1]:
-                best, most = active, _common(prompt, whole, most + 1, limit)
+                best, most = other, _common(prompt, whole, most + 1, limit)
         return best, most if best else 0
 
     def _emit(self, requests: list[_Request], logits: Tensor) -> list[Token]:
@@ -176,8 +185,12 @@ class Engine:
 
     def _release(self, request: _Request) -> None:
         assert self._rows is not None
-        self._rows.free(request.row)
         self._active.remove(request)
+        request.prompt, request.answer = request.held(), []  # what others may begin with
+        request.filled = len(request.prompt)
+        self._kept.append(request)
+        while len(self._kept) > (self.keep if self._rows.chunk else 0):
+            self._rows.free(self._kept.pop(0).row)
 
 
 def _common(a: list[int], b: list[int], low: int, high: int) -> int:
@@ -197,6 +210,9 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> t
     greedy = temperatures == 0
     scaled = logits.float() / torch.where(greedy, torch.ones_like(temperatures), temperatures).unsqueeze(1)
     logprobs = scaled.log_softmax(-1)
+    if all(s.temperature == 0 for s in samplings):
+        ids = logits.argmax(-1)
+        return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
     probabilities = logprobs.exp()
     for row, sampling in enumerate(samplings):
         if sampling.temperature and (sampling.top_p < 1 or sampling.top_k):

@@ -135,12 +135,15 @@ def test_the_command_answers_and_ends_when_asked(tiny: Tiny, tmp_path: Path) -> 
         shutil.rmtree(f"/tmp/conclave-serve-{os.getpid()}", ignore_errors=True)
 
 
-def test_int8_is_what_answers_when_it_is_asked_for(tiny: Tiny) -> None:
+def test_int8_or_bf16_is_what_answers_when_it_is_asked_for(tiny: Tiny) -> None:
     from moe.kernels.int8 import Int8
 
     whole, small = load_model(str(tiny.folder), int8=False), load_model(str(tiny.folder), int8=True)
     assert torch.equal(whole.lm_head.weight, tiny.model.lm_head.weight)
     assert isinstance(small.lm_head.get_submodule("weight"), Int8)
+    assert torch.equal(load_model(tiny.folder, int8=False, bf16=True).lm_head.weight, whole.lm_head.weight.bfloat16())
+    with pytest.raises(InputError, match="serve.int8=true and serve.bf16=true: the weights can be one of them"):
+        running.Serve(int8=True, bf16=True)
 
 
 def test_the_model_that_answers_lies_where_the_cluster_says(tiny: Tiny) -> None:

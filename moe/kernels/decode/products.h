@@ -6,6 +6,10 @@
  */
 #include "../native.h"
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #define LANES 16
 #define UNROLL _Pragma("GCC unroll 16")
 #define ALWAYS static inline __attribute__((always_inline))
@@ -35,8 +39,12 @@ ALWAYS row load(const void *from, size at, int kind) {
         return (row)(__builtin_convertvector(*(const half *)((const bf16 *)from + at), full) << 16);
     }
     if (kind == INT8) {
+#ifdef __AVX512F__ /* GCC would convert number by number */
+        return (row)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)((const char *)from + at))));
+#else
         typedef int8_t byte __attribute__((vector_size(16), aligned(1), may_alias));
         return __builtin_convertvector(*(const byte *)((const int8_t *)from + at), row);
+#endif
     }
     return *(const row *)((const float *)from + at);
 }
