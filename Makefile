@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 # Optional: a machine without a C compiler does the same in torch.
-$(NATIVE): moe/kernels/native.py moe/kernels/processor.py moe/kernels/native.c moe/kernels/attention.c moe/kernels/native.h $(STAMP)
+$(NATIVE): moe/kernels/native.py moe/kernels/processor.py $(wildcard moe/kernels/*.c moe/kernels/*.h moe/kernels/decode/*.[ch]) $(STAMP)
 	$(BIN)/python -m moe.kernels.native || true
 	touch $@
 
