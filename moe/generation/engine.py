@@ -210,9 +210,9 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> t
     greedy = temperatures == 0
     scaled = logits.float() / torch.where(greedy, torch.ones_like(temperatures), temperatures).unsqueeze(1)
     logprobs = scaled.log_softmax(-1)
+    likeliest = logits.argmax(-1)
     if all(s.temperature == 0 for s in samplings):
-        ids = logits.argmax(-1)
-        return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
+        return likeliest, logprobs.gather(1, likeliest.unsqueeze(1)).squeeze(1)
     probabilities = logprobs.exp()
     for row, sampling in enumerate(samplings):
         if sampling.temperature and (sampling.top_p < 1 or sampling.top_k):
@@ -221,7 +221,7 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> t
     seeds = np.array([s.seed for s in samplings], dtype=np.uint64)
     drawn = torch.from_numpy(uniform(seeds, np.array(positions, dtype=np.uint64))).to(logits.device)
     ids = torch.searchsorted(cumulative, (drawn * cumulative[:, -1]).unsqueeze(1), right=True).squeeze(1)
-    ids = torch.where(greedy, logits.argmax(-1), ids.clamp(max=logits.shape[1] - 1))
+    ids = torch.where(greedy, likeliest, ids.clamp(max=logits.shape[1] - 1))
     return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
 
 

@@ -58,13 +58,14 @@ class ByC:
         self._cfg, self._step = model.cfg, step
         self._caches: dict[int, Tensor] = {}
         self._lengths: dict[int, int] = {}
+        self._rooms: dict[int, int] = {}
         self._made = 0
         self._angles = torch.empty(2, 0, 0, device="cpu")
 
     @torch.inference_mode()
     def take(self, room: int) -> int:
         row, self._made = self._made, self._made + 1
-        self._caches[row], self._lengths[row] = self._step.cache(room), 0
+        self._caches[row], self._lengths[row], self._rooms[row] = self._step.cache(room), 0, room
         if room > self._angles.shape[1]:
             positions = torch.arange(max(room, 2 * self._angles.shape[1]), device="cpu")
             self._angles = torch.stack(rotary(self._cfg, positions)).squeeze(2).contiguous()
@@ -77,7 +78,7 @@ class ByC:
         self._lengths[to] = length
 
     def free(self, row: int) -> None:
-        del self._caches[row], self._lengths[row]
+        del self._caches[row], self._lengths[row], self._rooms[row]
 
     def feed(self, pieces: Sequence[Piece]) -> Tensor:
         places, ends = [], []
@@ -85,6 +86,9 @@ class ByC:
             start, cache = self._lengths[piece.row], self._caches[piece.row]
             places += [Place(token, position, cache) for position, token in enumerate(piece.tokens, start)]
             self._lengths[piece.row] = start + len(piece.tokens)
+            assert self._lengths[piece.row] <= self._rooms[piece.row], (
+                f"row {piece.row} has no room for its next tokens"
+            )
             if piece.wanted:
                 ends.append(len(places) - 1)
         return self._step(places, ends, self._angles)
@@ -171,7 +175,8 @@ class ByTorch:
         states += [self._prefill(fresh)] if fresh else []
         order = [piece.row for piece in (*running, *fresh)]
         wanted = [order.index(piece.row) for piece in pieces if piece.wanted]
-        return self._model.logits(torch.cat(states)[wanted])
+        joined = torch.cat(states)
+        return self._model.logits(joined if wanted == list(range(len(order))) else joined[wanted])
 
     def _prefill(self, fresh: list[Piece]) -> Tensor:
         """The states [n, H] after the prompts; equal ones are computed once."""

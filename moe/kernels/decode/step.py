@@ -76,9 +76,9 @@ class Step:
     ) -> None:
         self.shape, self._eps = shape, eps
         self._sources = [source for layer in [*layers, ends] for source in layer]
-        small = [*(source for layer in layers for source in layer[:MATRICES]), ends[1]]
-        self._small = [source for source in small if source is not None]
-        self._matrices = [source for source in self._sources if source is not None and source not in self._small]
+        table, norm, head = ends
+        self._small = [norm, *(source for layer in layers for source in layer[:MATRICES] if source is not None)]
+        self._matrices = [table, head, *(source for layer in layers for source in layer[MATRICES:] if source)]
         self._read: list[tuple[int, int]] = []
         self._room = torch.empty(0, device="cpu")
 
@@ -90,7 +90,7 @@ class Step:
     def _kinds(self) -> tuple[int, int] | None:
         """Of the matrices, and of norms and gate; nothing where step.c knows no such model."""
         matrices, small = _dtypes(self._matrices), _dtypes(self._small)
-        if (matrices, small) not in _TAKEN:
+        if matrices is None or small is None or (matrices, small) not in _TAKEN:
             return None
         return _KINDS[matrices], _KINDS[small]
 
@@ -106,8 +106,14 @@ class Step:
 
     def __call__(self, places: Sequence[Place], ends: Sequence[int], rope: Tensor) -> Tensor:
         """Logits [len(ends), V] after those of the R tokens that `ends` names. rope [2, W, D/2]: cosines and sines of
-        all positions. Tokens of one sequence come in their order; their keys and values are written into its cache."""
+        all positions. Tokens of one sequence come in their order; their keys and values are written into its cache.
+
+        Raises IndexError for a token outside the vocabulary.
+        """
         self._refresh()
+        for token in {place.token for place in places}:
+            if not 0 <= token < self.shape.vocabulary:
+                raise IndexError(f"token {token} is not one of the vocabulary's {self.shape.vocabulary}")
         shape, tokens, longest = self.shape, len(places), max(place.position for place in places) + 1
         wide = -(-shape.head_dim // LANES) * LANES
         cells = [

@@ -139,6 +139,16 @@ def test_new_weights_count_from_the_next_step_on(kernels: None, model: Decoder) 
     assert torch.equal(fed(rows, [[5, 6, 7]], 2), wanted)
 
 
+def test_what_would_be_read_or_written_elsewhere_is_refused(kernels: None, model: Decoder) -> None:
+    rows = rows_of(model, 1)
+    row = rows.take(3)
+    for token in (VOCABULARY, -1):
+        with pytest.raises(IndexError, match=f"token {token} is not one of the vocabulary's {VOCABULARY}"):
+            rows.feed([Piece(row, [token], True)])
+    with pytest.raises(AssertionError, match=f"row {row} has no room for its next tokens"):
+        rows.feed([Piece(row, [1, 2, 3, 4], True)])
+
+
 def test_what_c_does_not_take_goes_to_torch(kernels: None, model: Decoder) -> None:
     assert isinstance(rows_of(model, 1), ByC)
     with using(replace(processor(), kernels=False)):
