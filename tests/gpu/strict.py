@@ -32,7 +32,8 @@ from rlhf.supervisor import Ask, Post
 from tests.gpu.elsewhere import Card
 from tests.rlhf.graphs import GRPO, PPO, Before, config
 from tests.trainers.training import Broken, plan_for, run
-from trainers import closing, difficulty, prune
+from trainers import closing, prune
+from trainers.rows import difficulty
 from trainers.rows.rows import Rows
 
 

@@ -108,8 +108,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "routing weights are renormalised",
         "moe/router.py",
-        "weights = weights / weights.sum(-1, keepdim=True)",
-        "weights = weights * 1.0",
+        "experts, weights / weights.sum(-1, keepdim=True)",
+        "experts, weights",
         None,
     ),
     (

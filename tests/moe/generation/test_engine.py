@@ -170,7 +170,7 @@ def test_long_prompts_come_in_pieces_and_what_runs_goes_on(
     in_c: bool, model: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moe.generation.rows.ByC.chunk", 8)
-    given = [[5, 6, 7], [*range(20, 50)], [*range(20, 40), 9]]
+    given = [[5, 6, 7], [*range(20, 50)], [*range(20, 40), 9, 8, 7]]
     asked = [Sampling(12, temperature=0.7, seed=i) for i in range(3)]
     alone = [generate(model, [prompt], [one], stop=())[0] for prompt, one in zip(given, asked, strict=True)]
     engine = Engine(model, 3, ())
@@ -250,8 +250,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a request goes on from what another's row holds of its prompt",
         "moe/generation/engine.py",
-        "best, most = active, _common(prompt, whole, most + 1, limit)",
-        "best, most = active, limit",
+        "best, most = other, _common(prompt, whole, most + 1, limit)",
+        "best, most = other, limit",
         "test_long_prompts_come_in_pieces_and_what_runs_goes_on",
     ),
     (
