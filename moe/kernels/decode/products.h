@@ -6,7 +6,7 @@
  */
 #include "../native.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -15,10 +15,13 @@
 #define ALWAYS static inline __attribute__((always_inline))
 
 #ifdef __AVX512F__
-#define BLOCK 16 /* sums kept in registers at once */
+#define WIDE LANES /* numbers in a register */
+#define BLOCK 16   /* vectors of sums kept in registers at once */
 #else
-#define BLOCK 4
+#define WIDE 8
+#define BLOCK 8
 #endif
+typedef float part __attribute__((vector_size(WIDE * 4), aligned(4), may_alias));
 
 enum { FP32, BF16, INT8 }; /* how a matrix is written */
 
@@ -32,31 +35,44 @@ static const size SIZES[] = {4, 2, 1};
 
 ALWAYS size whole(size n) { return (n + LANES - 1) / LANES * LANES; }
 
-ALWAYS row load(const void *from, size at, int kind) {
-    if (kind == BF16) {
-        typedef uint16_t half __attribute__((vector_size(32), aligned(2), may_alias));
-        typedef uint32_t full __attribute__((vector_size(64)));
-        return (row)(__builtin_convertvector(*(const half *)((const bf16 *)from + at), full) << 16);
-    }
-    if (kind == INT8) {
-#ifdef __AVX512F__ /* GCC would convert number by number */
-        return (row)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)((const char *)from + at))));
+ALWAYS part load(const void *from, size at, int kind) {
+    if (kind == BF16) { /* GCC would convert both of these number by number */
+        const void *halves = (const bf16 *)from + at;
+#if defined(__AVX512F__)
+        return (part)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(halves)), 16);
+#elif defined(__AVX2__)
+        return (part)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(halves)), 16);
 #else
-        typedef int8_t byte __attribute__((vector_size(16), aligned(1), may_alias));
-        return __builtin_convertvector(*(const byte *)((const int8_t *)from + at), row);
+        typedef uint16_t half __attribute__((vector_size(WIDE * 2), aligned(2), may_alias));
+        typedef uint32_t full __attribute__((vector_size(WIDE * 4)));
+        return (part)(__builtin_convertvector(*(const half *)halves, full) << 16);
 #endif
     }
-    return *(const row *)((const float *)from + at);
+    if (kind == INT8) {
+        const void *bytes = (const int8_t *)from + at;
+#if defined(__AVX512F__)
+        return (part)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes)));
+#elif defined(__AVX2__)
+        return (part)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes)));
+#else
+        typedef int8_t byte __attribute__((vector_size(WIDE), aligned(1), may_alias));
+        return __builtin_convertvector(*(const byte *)bytes, part);
+#endif
+    }
+    return *(const part *)((const float *)from + at);
 }
 
 /* The first n of sixteen, and zeros. */
 ALWAYS row load_some(const void *from, size at, int kind, size n) {
     char room[64] = {0};
+    row made;
     memcpy(room, (const char *)from + at * SIZES[kind], n * SIZES[kind]);
-    return load(room, 0, kind);
+    UNROLL for (int l = 0; l < LANES; l += WIDE) ((part *)&made)[l / WIDE] = load(room, l, kind);
+    return made;
 }
 
 /* Sixteen vectors to the sums of each, all in one tree: lane l with l + 8, then 4, 2, 1. */
+#ifdef __AVX512F__
 ALWAYS row sums(const row a[16]) {
     row b[8], c[4], d[2];
     UNROLL for (int r = 0; r < 8; r++) b[r] =
@@ -71,6 +87,18 @@ ALWAYS row sums(const row a[16]) {
     return __builtin_shufflevector(d[0], d[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
            __builtin_shufflevector(d[0], d[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
+#else
+ALWAYS row sums(const row a[16]) {
+    float lane[16][16], made[16];
+    memcpy(lane, a, sizeof lane);
+    for (int r = 0; r < 16; r++) {
+        for (int l = 0; l < 8; l++) lane[r][l] += lane[r][l + 8];
+        for (int l = 0; l < 4; l++) lane[r][l] += lane[r][l + 4];
+        made[r] = (lane[r][0] + lane[r][2]) + (lane[r][1] + lane[r][3]);
+    }
+    return *(const row *)made;
+}
+#endif
 
 /* The sum of one vector, in the same tree. */
 ALWAYS float sum_of(row a) {
@@ -81,40 +109,44 @@ ALWAYS float sum_of(row a) {
     return lane[0];
 }
 
-/* acc[r * outs + o] of `rows` rows and `outs` outputs from `first` on; a row of x is filled up with zeros. */
-ALWAYS void part(const float *const *x, const void *const *w, int top, int rows, int first, int outs, int step,
-                 size width, int kind, row *acc) {
-    row kept[16];
-    UNROLL for (int i = 0; i < rows * outs; i++) kept[i] = (row){0};
-    size at = 0;
-    for (; at + LANES <= width; at += LANES) {
-        row a[4];
-        UNROLL for (int r = 0; r < rows; r++) a[r] = *(const row *)(x[top + r] + at);
-        UNROLL for (int o = 0; o < outs; o++) {
-            const row b = load(w[first + o], at, kind);
-            UNROLL for (int r = 0; r < rows; r++) kept[r * outs + o] += a[r] * b;
+/* acc[r * step + o] of `rows` rows from `top` on and `outs` outputs from `first` on; a row of x is filled up with zeros. */
+ALWAYS void block(const float *const *x, const void *const *w, int top, int rows, int first, int outs, int step,
+                  size width, int kind, row *acc) {
+    UNROLL for (int side = 0; side < LANES; side += WIDE) {
+        part kept[BLOCK];
+        UNROLL for (int i = 0; i < rows * outs; i++) kept[i] = (part){0};
+        size at = 0;
+        for (; at + LANES <= width; at += LANES) {
+            part a[4];
+            UNROLL for (int r = 0; r < rows; r++) a[r] = *(const part *)(x[top + r] + at + side);
+            UNROLL for (int o = 0; o < outs; o++) {
+                const part b = load(w[first + o], at + side, kind);
+                UNROLL for (int r = 0; r < rows; r++) kept[r * outs + o] += a[r] * b;
+            }
         }
-    }
-    if (at < width) {
-        UNROLL for (int o = 0; o < outs; o++) {
-            const row b = load_some(w[first + o], at, kind, width - at);
-            UNROLL for (int r = 0; r < rows; r++) kept[r * outs + o] += *(const row *)(x[top + r] + at) * b;
+        if (at < width) {
+            UNROLL for (int o = 0; o < outs; o++) {
+                const row b = load_some(w[first + o], at, kind, width - at);
+                UNROLL for (int r = 0; r < rows; r++)
+                    kept[r * outs + o] += *(const part *)(x[top + r] + at + side) * ((const part *)&b)[side / WIDE];
+            }
         }
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int o = 0; o < outs; o++)
+                ((part *)&acc[(top + r) * step + first + o])[side / WIDE] = kept[r * outs + o];
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int o = 0; o < outs; o++) acc[(top + r) * step + first + o] = kept[r * outs + o];
 }
 
 /* `rows` x `outs` = 16 numbers of y. */
 ALWAYS row tile(const float *const *x, const void *const *w, int rows, int outs, size width, int kind) {
     row acc[16];
     if (BLOCK == 16 && rows > 1)
-        part(x, w, 0, rows, 0, outs, outs, width, kind, acc);
-    else { /* four vectors at a time: what fewer registers hold; and for one row as few streams from memory */
-        const int high = rows > 1 ? 2 : 1, wide = 4 / high;
+        block(x, w, 0, rows, 0, outs, outs, width, kind, acc);
+    else { /* fewer at a time: what there are registers for; and for one row as few streams from memory */
+        const int high = rows > 1 ? 2 : 1, wide = (BLOCK == 16 ? 4 : BLOCK) / high;
         UNROLL for (int top = 0; top < rows; top += high)
             UNROLL for (int first = 0; first < outs; first += wide)
-                part(x, w, top, high, first, wide, outs, width, kind, acc);
+                block(x, w, top, high, first, wide, outs, width, kind, acc);
     }
     return sums(acc);
 }

@@ -208,8 +208,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a row's logits in C do not hang on the rows beside it",
         "moe/kernels/decode/products.h",
-        "part(x, w, 0, rows, 0, outs, outs, width, kind, acc);",
-        "part(x, w, 0, rows, 0, outs, outs, width - (rows == 4), kind, acc);",
+        "return sums(acc);",
+        "return sums(acc) + (rows == 4 ? acc[0] * 1e-7f : acc[0] * 0.0f);",
         "test_a_rows_bits_do_not_hang_on_the_others_nor_on_how_its_prompt_was_cut",
     ),
     (
