@@ -30,7 +30,8 @@ def choose(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor,
         logits = F.linear(x.float(), gate.float())
         probabilities = logits.softmax(-1)
         weights, experts = probabilities.topk(top_k, dim=-1)
-        return logits, probabilities, experts, weights / weights.sum(-1, keepdim=True)
+        weights = weights / weights.sum(-1, keepdim=True)
+        return logits, probabilities, experts, weights
 
 
 def route(x: Tensor, gate: Tensor, top_k: int, *, alone: bool = False) -> Routes:
