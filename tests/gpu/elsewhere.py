@@ -237,6 +237,7 @@ def _install() -> torch.library.Library:
     made_there = torch.library.Library("aten", "IMPL")  # what torch's own code makes there
     made_there.impl("empty.memory_format", _empty, "PrivateUse1")
     made_there.impl("empty_strided", _empty_strided, "PrivateUse1")
+    made_there.impl("_copy_from", _copy_from, "PrivateUse1")
     return made_there
 
 
@@ -246,6 +247,11 @@ def _empty(size: Any, dtype: Any = None, *where: Any, **how: Any) -> Card:
 
 def _empty_strided(size: Any, stride: Any, dtype: Any = None, *where: Any, **how: Any) -> Card:
     return Card(_aten.empty_strided(size, stride, dtype=dtype or how.get("dtype"), device="cpu"))
+
+
+def _copy_from(tensor: Any, to: Any, *how: Any) -> Any:
+    plain(to).copy_(plain(tensor))
+    return to
 
 
 _LIBRARY = _install()
