@@ -20,7 +20,7 @@ BROWSER_PACKAGES := playwright==1.65.2 pyee==13.0.1 greenlet==3.5.6 typing_exten
 BROWSER := .venv/browser
 
 # Two processes of one thread each: on models this small the threads of one process mostly wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup native demo test test-slow test-all check bench serve browser gpu gpu-check megablocks-cpu lm-eval clean
@@ -59,10 +59,11 @@ check: setup  ## format, lint, types, import arrows
 	$(BIN)/pytest -q tests/test_arrows.py
 
 test: setup megablocks-cpu  ## the quick tests
-	$(PYTEST) -m "not slow and not bench and not gpu"
+	$(PYTEST) -n 2 -m "not slow and not bench and not gpu"
 
+# Three: those with Ray wait a good part of their time.
 test-slow: setup megablocks-cpu  ## kills, planted bugs, whole runs, real processes
-	$(PYTEST) -m "slow and not bench and not gpu"
+	$(PYTEST) -n 3 --durations=40 --durations-min=10 -m "slow and not bench and not gpu"
 
 test-all: test test-slow  ## every test but the benchmarks
 
