@@ -30,8 +30,7 @@ def choose(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor,
         logits = F.linear(x.float(), gate.float())
         probabilities = logits.softmax(-1)
         weights, experts = probabilities.topk(top_k, dim=-1)
-        weights = weights / weights.sum(-1, keepdim=True)
-        return logits, probabilities, experts, weights
+        return logits, probabilities, experts, weights / weights.sum(-1, keepdim=True)
 
 
 def route(x: Tensor, gate: Tensor, top_k: int, *, alone: bool = False) -> Routes:
