@@ -18,8 +18,9 @@ from cluster.storage import sha256
 from conf.errors import InputError
 from conf.knobs.text import Txt
 from trainers.files import datasets, kinds, objects, places, tables
-from trainers.files.encodings import decoded
+from trainers.files.encodings import DETECT, LOOKED_AT, UTF8, decoded, detected
 from trainers.files.formats import delimited, epub, pages, warc, wiki
+from trainers.files.formats.packed import bounded
 from trainers.files.kinds import DATASET, ENDS, TABLES, Form, format_of, is_dataset
 from trainers.files.streams import BadRecord, LeftOut, Source, elements, is_array, lines, paragraphs, whole
 
@@ -188,9 +189,13 @@ def _texts(path: str, asked: _Asked) -> Iterator[Source]:
 
 
 def _json_file(path: str, asked: _Asked) -> Iterator[Source]:
-    if is_array(path, asked.form.encoding):
-        return elements(path, asked.limit, asked.form.encoding)
-    return _objects(path, asked)
+    # in other encodings the second byte of a character may be a bracket: an array is taken apart as UTF-8
+    encoding = asked.form.encoding
+    if encoding == DETECT:
+        with bounded(path) as file:
+            encoding = detected(file.read(LOOKED_AT))
+    other = "" if encoding.lower().startswith("utf-8") else encoding
+    return elements(path, asked.limit, other) if is_array(path, other) else _objects(path, asked)
 
 
 def _objects(path: str, asked: _Asked) -> Iterator[Source]:
@@ -245,12 +250,22 @@ def _text(path: str, content: bytes, form: Form) -> Record:
 
 
 def _line_object(path: str, content: bytes, form: Form) -> Record:
-    text, encoding = decoded(content, form.encoding)
+    is_json = form.encoding not in (UTF8, DETECT) and format_of(path, form.format) == "json"
+    text, encoding = decoded(content, DETECT if is_json and _is_utf8(content) else form.encoding)
+    content = text.encode() if encoding else content  # whose bytes are looked at for brackets
     if format_of(path, form.format) == "jsonl":
         # where it is the file that is an array, its name must say so
         return objects.loaded(content, text, array="; a file that is one array must end in .json"), encoding
     hint = "; a .json file is one array of records, or has a record a line"
     return objects.loaded(content, text, open_brace=hint), encoding
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _made_object(path: str, content: bytes, form: Form) -> Record:

@@ -143,8 +143,9 @@ def paragraphs(path: str | Path, limit: int, encoding: str = "") -> Iterator[Sou
 
 
 def is_array(path: str | Path, encoding: str = "") -> bool:
-    """Whether a JSON file begins as an array does. Raises `InputError` for a damaged packed file."""
-    with opened(path, encoding) as (stream, _):
+    """Whether a JSON file begins as an array does; `encoding`: that of the whole file, if not UTF-8. Raises `InputError`
+    for a damaged packed file."""
+    with opened(path, encoding, narrow=bool(encoding)) as (stream, _):
         try:
             start = stream.read(_CHUNK)
         except DAMAGES as error:
@@ -153,9 +154,10 @@ def is_array(path: str | Path, encoding: str = "") -> bool:
 
 
 def elements(path: str | Path, limit: int, encoding: str = "") -> Iterator[Source]:
-    """The elements of the JSON array that is the whole file. Raises `InputError` where it is not one array."""
+    """The elements of the JSON array that is the whole file, in UTF-8 whatever its `encoding` is. Raises `InputError`
+    where it is not one array."""
     scan = _Array(path, limit)
-    with opened(path, encoding) as (stream, allowed):
+    with opened(path, encoding, narrow=bool(encoding)) as (stream, allowed):
         try:
             while chunk := stream.read(_CHUNK):
                 if scan.offset + len(chunk) > allowed:

@@ -103,6 +103,18 @@ def test_each_document_has_its_own_encoding_and_it_is_told(tmp_path: Path) -> No
         parse("x.jsonl", content)
 
 
+@pytest.mark.parametrize("said", ["detect", "big5"])
+@pytest.mark.parametrize("name", ["x.json", "y.json", "x.jsonl"])
+def test_a_bracket_within_a_character_is_none(tmp_path: Path, name: str, said: str) -> None:
+    # 功, 蓋, 珆 ...: their second bytes in Big5 are \\, [ and {
+    texts = ["功蓋許成功" + TEXTS["big5"] + "成功", "許" * 70 + "育傳" * 70]
+    assert b'\\"' in texts[0].encode("big5") + b'"'
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    content = f"[{','.join(lines)}]" if name == "x.json" else "\n".join(lines)
+    (tmp_path / name).write_bytes(content.encode("big5"))
+    assert [record["text"] for _, record in read_records(tmp_path / name, form=Form(encoding=said))] == texts
+
+
 @pytest.mark.parametrize("name", ["gb18030", "big5"])
 def test_chinese_that_was_read_as_latin_1_is_repaired(name: str) -> None:
     broken = TEXTS[name].encode(name).decode("latin-1")
@@ -153,5 +165,19 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "        if plausible(was, encoding):",
         "        if True:",
         "test_chinese_that_was_read_as_latin_1_is_repaired",
+    ),
+    (
+        "a character is no bracket, whatever its bytes are",
+        "trainers/files/readers.py",
+        "content = text.encode() if encoding else content",
+        "content = bytes(content)",
+        "test_a_bracket_within_a_character_is_none",
+    ),
+    (
+        "an array in another encoding is taken apart as UTF-8",
+        "trainers/files/readers.py",
+        'other = "" if encoding.lower().startswith("utf-8") else encoding',
+        'other = ""',
+        "test_a_bracket_within_a_character_is_none",
     ),
 ]

@@ -104,11 +104,13 @@ class _Narrow(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: str | Path, encoding: str = "", *, bare: bool = False) -> Iterator[tuple[BinaryIO, int]]:
+def opened(
+    path: str | Path, encoding: str = "", *, bare: bool = False, narrow: bool = False
+) -> Iterator[tuple[BinaryIO, int]]:
     """(stream, bytes that it may have): a packed file is read as any other, under a bound on how far it may grow.
 
     A file that begins with the mark of UTF-16 or UTF-32, or whose `encoding` is one of these, is given as UTF-8;
-    not where it is `bare`, for its bytes say by themselves what they are.
+    not where it is `bare`, for its bytes say by themselves what they are. `narrow`: so of every `encoding`.
     """
     with open(path, "rb") as raw:
         suffix = Path(path).suffix
@@ -121,7 +123,7 @@ def opened(path: str | Path, encoding: str = "", *, bare: bool = False) -> Itera
             stream = io.BufferedReader(_Members(raw, new), CHUNK)
         allowed = max(RATIO_FROM, MAX_RATIO * Path(path).stat().st_size) if suffix in PACKED else 2**63
         try:
-            wide = "" if bare else _wide(stream, encoding)
+            wide = encoding if narrow else "" if bare else _wide(stream, encoding)
         except DAMAGES as error:
             raise damaged(path, 1, 0, error) from None
         if wide:
