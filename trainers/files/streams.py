@@ -143,8 +143,10 @@ def paragraphs(path: str | Path, limit: int, encoding: str = "") -> Iterator[Sou
 
 
 def is_array(path: str | Path, encoding: str = "") -> bool:
-    """Whether a JSON file begins as an array does; `encoding`: that of the whole file, if not UTF-8. Raises `InputError`
-    for a damaged packed file."""
+    """Whether a JSON file begins as an array does; `encoding`: that of the whole file, if not UTF-8.
+
+    Raises `InputError` for a damaged packed file.
+    """
     with opened(path, encoding, narrow=bool(encoding)) as (stream, _):
         try:
             start = stream.read(_CHUNK)
