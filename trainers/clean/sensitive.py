@@ -22,6 +22,7 @@ from trainers.clean.document import Block, Step
 
 WEIGHTS = {1: 0.5, 2: 2.0, 3: 4.0}
 IN_CONTEXT = {1: 0.0, 2: 0.5, 3: 4.0}  # where the text is about history, medicine or law
+MOST_OF_GRADE_1 = 2.0  # weight that all words of grade 1 have together
 AGAIN = 3  # times that one word counts
 CONTEXTS = 2  # different words of those fields that make a text one of theirs
 PER = 1000  # characters to which the weight is related; a shorter text counts as so many
@@ -69,8 +70,11 @@ def weighed(text: str, known: _Words) -> tuple[float, str]:
             grades[entry] = grade
     weights = IN_CONTEXT if len(fields) >= CONTEXTS else WEIGHTS
     weight = {entry: min(count, AGAIN) * weights[grades[entry]] for entry, count in times.items()}
+    # words that belong to other subjects as much reject nothing by themselves
+    common = sum(weight[entry] for entry in weight if grades[entry] == 1)
     worst = max(weight, key=lambda entry: (weight[entry], entry), default="")
-    return sum(weight.values()) * PER / max(PER, len(text)), worst
+    total = sum(weight.values()) - max(0.0, common - MOST_OF_GRADE_1)
+    return total * PER / max(PER, len(text)), worst
 
 
 def _alone(text: str, start: int, end: int) -> bool:

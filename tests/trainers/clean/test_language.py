@@ -97,6 +97,7 @@ ORDINARY = [  # history, medicine, law, and the everyday
     "南京大屠杀遇难同胞纪念馆每年举行公祭，悼念在战争中死去的人们。",
     "患者因乳房肿块就诊，病理诊断为乳腺癌，医生建议手术治疗，术后护理十分重要。",
     "海洛因和吗啡都来自罂粟，临床上吗啡用于治疗剧烈疼痛，剂量须严格控制。",
+    "药理学课上，医生讲了鸦片、吗啡、海洛因、可卡因和大麻的依赖性，以及患者自杀、性病和流产的风险。",
     "流产后的患者应当注意休息，如有感染症状应及时到医院诊断和治疗。",
     "被告因贩卖毒品罪被法院判决有期徒刑，检察机关认为量刑适当。",
     "警方依法查处了一处赌场，涉案人员因赌博罪被起诉。",
@@ -110,6 +111,7 @@ ORDINARY = [  # history, medicine, law, and the everyday
     "Morphine is an opiate used in hospital medicine for severe pain; the dose depends on the patient.",
     "Historians describe the massacre as one of the worst of the war; the museum keeps a list of names.",
     "The defendant was convicted by the court of selling heroin and cocaine, police said.",
+    "The clinical report covers heroin, cocaine, morphine, cannabis and opium use, syphilis, gonorrhea and suicide.",
     "Syphilis spread through Europe at the end of the fifteenth century, and physicians had no treatment.",
     "Suicide prevention begins with listening; doctors ask patients about symptoms of depression.",
     "The chicken breast is done when its juices run clear. Serve it with rice and a little lemon.",
@@ -138,6 +140,7 @@ def test_words_are_graded_and_a_text_around_them_counts() -> None:
     assert weighed("冰毒" + "。" * 1998, known) == (1.0, "冰毒")
     assert weighed("unporny; sporno", known)[0] == 0.0 == weighed("PORNO1", known)[0]
     assert weighed("free PORN!", known)[0] == 4.0
+    assert weighed("鸦片 大麻 海洛因 吗啡 可卡因 妓女", known)[0] == 2.0  # all of grade 1 together
 
 
 def test_a_lexicon_of_ones_own(tmp_path: Path) -> None:
@@ -185,6 +188,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "trainers/clean/sensitive.py",
         "IN_CONTEXT if len(fields) >= CONTEXTS else WEIGHTS",
         "WEIGHTS",
+        "test_words_are_graded_and_a_text_around_them_counts",
+    ),
+    (
+        "words of history and medicine reject nothing by themselves",
+        "trainers/clean/sensitive.py",
+        " - max(0.0, common - MOST_OF_GRADE_1)",
+        "",
         "test_offers_go_and_history_medicine_and_law_pass",
     ),
     (

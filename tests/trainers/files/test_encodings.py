@@ -57,6 +57,7 @@ def test_a_guess_is_right_or_none_is_made() -> None:
     ("content", "reason"),
     [
         ("好文章，有一些字。".encode() + b"\xff", "invalid UTF-8 at byte 27 of the record (invalid start byte)"),
+        ("It’s a fine day, isn’t it? That’s all I can say.".encode() + b"\xe2\x80", "invalid UTF-8 at byte 54"),
         (b"hello w\xffrld, and more", "invalid UTF-8 at byte 7 of the record (invalid start byte)"),
         (TEXTS["gb18030"].encode("gb18030") + b"\xff", "it seems to be gb18030, but not at byte 62"),
         (

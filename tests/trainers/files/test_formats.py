@@ -44,6 +44,7 @@ def test_a_page_is_its_text(tmp_path: Path) -> None:
     ("body", "reason"),
     [
         ("<div>" * 300, "elements lie more than 256 deep"),
+        ("<div></b>" * 300, "elements lie more than 256 deep"),
         ('<div a="</div>">' * 300, "elements lie more than 256 deep"),
         ("<svg><title>" + "<div>" * 300 + "</title>", "elements lie more than 256 deep"),
         ("<!--><p>" + "<div>" * 300 + "-->", "elements lie more than 256 deep"),
@@ -96,10 +97,13 @@ def test_a_web_archive(tmp_path: Path) -> None:
                 left.append(error.rule)
         assert left == ["status 404", "type image/png"]
     for cut in (len(content) - 10, len(content) - 20, len(content) - 100):
+        lines = []
         with pytest.raises(
             InputError, match=r"x\.warc:9: it ends (\d+ bytes before its record does|within the headers)"
         ):
-            list(read_sources(put(tmp_path, "x.warc", content[:cut])))
+            for source in read_sources(put(tmp_path, "x.warc", content[:cut])):
+                lines.append(source.line)
+        assert lines == [3, 4, 5, 6, 7, 8]  # half of a page is no page
     with pytest.raises(InputError, match=r"y\.wet:2: no record begins at byte \d+; is it a WARC file"):
         list(read_sources(put(tmp_path, "y.wet", records[-1] + b"<html>")))
     bomb = warc("response", answer(gzip.compress(b" " * 3_000_000), "Content-Encoding: gzip"))
