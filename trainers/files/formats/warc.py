@@ -116,6 +116,8 @@ def _document(file: Bounded, headers: _Headers, kind: str, end: int, limit: int,
         return Source(
             place.line, place.offset, b"", f"unpacked the page has more than {limit} bytes, which are allowed"
         )
+    except InputError:
+        raise  # of the file, not of this record
     except (zlib.error, brotli.error, ValueError) as error:
         return Source(place.line, place.offset, b"", f"the body of the answer is damaged ({error})")
     head |= {"type": "text" if media == "text/plain" else "html", "charset": str(message.get_param("charset") or "")}
