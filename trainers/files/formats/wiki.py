@@ -77,6 +77,8 @@ class _Pages:
         except expat.ExpatError as error:
             what = "it was cut" if last else "the XML is broken"
             raise InputError(f"{self._path}:{error.lineno}: {what} ({expat.ErrorString(error.code)})") from None
+        except InputError:
+            raise
         except (LookupError, ValueError) as error:  # an encoding that the parser does not know
             raise InputError(f"{self._path}: the XML cannot be read ({error})") from None
 
