@@ -40,8 +40,8 @@ def test_whole_numbers_are_taken_for_names_and_labels(tmp_path: Path) -> None:
         ('{"messages": []}', "messages must be a list of one message or more"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "the roles are user; user and assistant must take turns"),
         (
-            '{"messages": [{"role": "bot", "content": "a"}]}',
-            r"messages\[0\]\.role='bot' must be system, user or assist",
+            '{"messages": [{"role": "narrator", "content": "a"}]}',
+            r"messages\[0\]\.role='narrator' must be system, user or assist",
         ),
         ('{"messages": [{"role": "user", "content": " "}]}', r"messages\[0\]\.content=. . must be a text that is"),
         ('{"messages": [3]}', r"messages\[0\] must be an object"),
