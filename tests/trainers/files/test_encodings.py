@@ -57,7 +57,10 @@ def test_a_guess_is_right_or_none_is_made() -> None:
     ("content", "reason"),
     [
         ("好文章，有一些字。".encode() + b"\xff", "invalid UTF-8 at byte 27 of the record (invalid start byte)"),
-        ("It’s a fine day, isn’t it? That’s all I can say.".encode() + b"\xe2\x80", "invalid UTF-8 at byte 54"),
+        (
+            "He said “yes, and “no, and “perhaps, and then he went on.".encode() + b"\xe2\x80",
+            "invalid UTF-8 at byte 63",
+        ),
         (b"hello w\xffrld, and more", "invalid UTF-8 at byte 7 of the record (invalid start byte)"),
         (TEXTS["gb18030"].encode("gb18030") + b"\xff", "it seems to be gb18030, but not at byte 62"),
         (
@@ -110,7 +113,7 @@ def test_a_bracket_within_a_character_is_none(tmp_path: Path, name: str, said: s
     # 功, 蓋, 珆 ...: their second bytes in Big5 are \\, [ and {
     texts = ["功蓋許成功" + TEXTS["big5"] + "成功", "許" * 70 + "育傳" * 70]
     assert b'\\"' in texts[0].encode("big5") + b'"'
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    lines = [json.dumps({"許": "[" * 70, "text": text}, ensure_ascii=False) for text in texts]
     content = f"[{','.join(lines)}]" if name == "x.json" else "\n".join(lines)
     (tmp_path / name).write_bytes(content.encode("big5"))
     assert [record["text"] for _, record in read_records(tmp_path / name, form=Form(encoding=said))] == texts
