@@ -15,6 +15,10 @@ LM_EVAL_PACKAGES := lm-eval==0.4.13 evaluate==0.4.6 more-itertools==11.2.1 sqlit
 	mbstrdecoder==1.1.4 pathvalidate==3.3.1 chardet==7.7.0 pytz==2026.6
 LM_EVAL := .venv/lm-eval
 
+# Other clients that the endpoint is tested with.
+CLIENT_PACKAGES := anthropic==2.14.0 docstring-parser==0.18.0
+CLIENTS := .venv/clients
+
 # What drives a browser in the tests of the chat page; the browser itself is the system's: apt-get install chromium.
 BROWSER_PACKAGES := playwright==1.65.2 pyee==13.0.1 greenlet==3.5.6 typing_extensions==4.16.0
 BROWSER := .venv/browser
@@ -23,7 +27,7 @@ BROWSER := .venv/browser
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-slow test-all check bench serve browser gpu gpu-check megablocks-cpu lm-eval clean
+.PHONY: help setup native demo test test-slow test-all check bench serve browser clients gpu gpu-check megablocks-cpu lm-eval clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -101,6 +105,12 @@ browser: $(BROWSER)/.installed  ## what the chat page is tested with, beside the
 
 $(BROWSER)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(BROWSER) --no-deps $(BROWSER_PACKAGES)
+	touch $@
+
+clients: $(CLIENTS)/.installed  ## the clients of other APIs that the endpoint is tested with
+
+$(CLIENTS)/.installed: | $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(CLIENTS) --no-deps $(CLIENT_PACKAGES)
 	touch $@
 
 clean:  ## remove caches and build leftovers; keeps runs/ and .venv

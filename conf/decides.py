@@ -92,7 +92,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "prune": {_FREE: "model target keep"},
     "serve": {
         _FREE: "model host port slots max_new_tokens queue max_body_bytes header_timeout body_timeout drain_timeout "
-        "hosts origins auth keys keys_env key_in_flight key_per_minute int8 bf16",
+        "stream_seconds stream_bytes hosts origins auth keys keys_env key_in_flight key_per_minute int8 bf16",
     },
     "cluster": {
         _ROUNDS: "workers threads gpus_per_worker deterministic slots shard expert_parallel",

@@ -11,16 +11,20 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from moe.decoder import Decoder
 from moe.generation.engine import Engine, Sampling, Token
+from moe.generation.guides import Grammar, GrammarGuide
 from moe.generation.scoring import Scores, score
 from serving.metrics import Clock, Meter
 
+T = TypeVar("T")
 _LOOK, _FAREWELL = 0.05, 2.0  # seconds: between two looks at what runs, and for the last words to be sent
 
 
@@ -40,34 +44,74 @@ class Died(RuntimeError):
     """The decoding thread ended; the message says of what. Nothing more will be decoded."""
 
 
+class Spoilt(Died):
+    """This answer is not what it had to be; others are decoded as before."""
+
+
 class Answers:
     """The answers to one request while they are decoded: iterate for (index of the answer, token), in any mixture.
 
-    Used on the event loop it was made on; only `put` may be called from elsewhere.
+    They may be paused, which frees what they hold, and go on as if nothing had been. Used on the event loop it was made
+    on; only `put` may be called from elsewhere.
     """
 
-    def __init__(self, thread: "DecodingThread", names: list[str]) -> None:
+    def __init__(
+        self, thread: "DecodingThread", asked: Sequence[tuple[list[int], Sampling]], grammar: Grammar | None
+    ) -> None:
+        self.asked = asked
+        self.made: list[list[int]] = [[] for _ in asked]  # tokens of each answer
+        self._grammar = grammar
+        self._guides: list[GrammarGuide | None] = [None] * len(asked)
         self._thread = thread
-        self._names = names
+        self._names: list[str] = []  # by index, in the thread
+        self._places: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
-        self._tokens: asyncio.Queue[tuple[int, Token] | Died] = asyncio.Queue()
-        self._going = set(range(len(names)))
+        self._tokens: asyncio.Queue[Token | Died] = asyncio.Queue()
+        self._going = set(range(len(asked)))
+        self.paused = False
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Token]]:
-        """Ends when every answer has ended or was stopped. Raises `Died`."""
+        """Ends when every answer has ended or was stopped. Raises `Died`, and `Spoilt` of one that lost its form."""
         while self._going:
-            item = await self._tokens.get()
-            if isinstance(item, Died):
-                raise item
-            index, token = item
-            if index not in self._going:  # decoded before the thread heard of `stop`
+            token = await self._tokens.get()
+            if isinstance(token, Died):
+                raise token
+            index = self._places.get(token.request, -1)
+            if index not in self._going:  # decoded before the thread heard of `stop` or `pause`
                 continue
+            self.made[index].append(token.id)
             if token.finish is not None:
                 self._going.discard(index)
+                if (guide := self._guides[index]) is not None and guide.error:
+                    raise Spoilt(f"this answer could not keep its form: {guide.error}")
             yield index, token
 
-    def put(self, item: tuple[int, Token] | Died) -> None:
+    def put(self, item: Token | Died) -> None:
         self._loop.call_soon_threadsafe(self._tokens.put_nowait, item)
+
+    def left(self, names: Iterator[str]) -> list["_Asked"]:
+        """What the thread has to do, under new names: tokens of earlier ones, which are not made, count no more."""
+        out = []
+        self._names = [next(names) for _ in self.asked]
+        self._places = {self._names[index]: index for index in self._going}
+        for index in sorted(self._going):
+            (prompt, sampling), made = self.asked[index], self.made[index]
+            guide = self._guides[index] = self._grammar.guide(made) if self._grammar else None
+            rest = replace(sampling, max_new_tokens=sampling.max_new_tokens - len(made), begun=len(made))
+            out.append((self._names[index], prompt + made, rest, guide))
+        return out
+
+    def pause(self) -> None:
+        """Free what they hold, until `resume`."""
+        self.paused = True
+        for index in self._going:
+            self._thread.cancel(self._names[index], "abort")
+        self._thread.forget(self)
+
+    def resume(self) -> None:
+        """Go on after the tokens that were made. Raises `Busy` or `Died`."""
+        self._thread.enter(self)
+        self.paused = False
 
     def stop(self, index: int, why: str = "stop") -> None:
         """This answer needs no more tokens; free what it holds. Harmless when it has ended."""
@@ -81,17 +125,19 @@ class Answers:
         self._thread.forget(self)
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What does the model say of these tokens?"""
+_Asked = tuple[str, list[int], Sampling, GrammarGuide | None]  # as the engine is told of it
 
-    ids: list[int]
-    top: int
-    scores: Future[Scores] = field(default_factory=Future)
+
+@dataclass(frozen=True)
+class _Question(Generic[T]):
+    """What does the model say of something, beside what it decodes?"""
+
+    ask: Callable[[Decoder], T]
+    answer: Future[T] = field(default_factory=Future)
 
     def wanted(self) -> bool:
         """False once whoever asked has gone; from here on it is answered."""
-        return self.scores.running() or self.scores.set_running_or_notify_cancel()
+        return self.answer.running() or self.answer.set_running_or_notify_cancel()
 
 
 class DecodingThread:
@@ -102,10 +148,12 @@ class DecodingThread:
         self._waiting = waiting
         self._limit = engine.slots + waiting
         self._threads = threads  # of torch
-        # (name, prompt, sampling) adds, a name cancels, a question is answered, None ends the thread
-        self._inbox: queue.SimpleQueue[tuple[str, list[int], Sampling] | str | _Question | None] = queue.SimpleQueue()
-        self._questions: deque[_Question] = deque()
-        self._answers: dict[str, tuple[Answers, int, Clock]] = {}
+        # (name, prompt, sampling, guide) adds, a name cancels, a question is answered, None ends the thread
+        self._inbox: queue.SimpleQueue[
+            tuple[str, list[int], Sampling, GrammarGuide | None] | str | _Question | None
+        ] = queue.SimpleQueue()
+        self._questions: deque[_Question[Any]] = deque()
+        self._answers: dict[str, tuple[Answers, Clock]] = {}
         self._open: set[Answers] = set()  # requests that are not closed
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -117,17 +165,21 @@ class DecodingThread:
         self._thread.start()
 
     @property
+    def hidden_size(self) -> int:
+        return self._engine.model.cfg.hidden_size
+
+    @property
     def active(self) -> int:
         """Answers under way, the waiting ones included."""
         return len(self._answers)
 
     def _count(self, *, runs: bool) -> int:
         with self._lock:
-            return sum(clock.runs == runs for _, _, clock in self._answers.values())
+            return sum(clock.runs == runs for _, clock in self._answers.values())
 
-    def submit(self, asked: Sequence[tuple[list[int], Sampling]]) -> Answers:
-        """Queue an answer for each (prompt, sampling), all or none. Called from a running event loop, which gets the
-        tokens.
+    def submit(self, asked: Sequence[tuple[list[int], Sampling]], grammar: Grammar | None = None) -> Answers:
+        """Queue an answer for each (prompt, sampling), all or none, each of the grammar where there is one. Called from
+        a running event loop, which gets the tokens.
 
         Raises `Busy`, `TooMany` or `Died`.
         """
@@ -136,37 +188,43 @@ class DecodingThread:
                 f"{len(asked)} answers at once are more than serve.slots={self._engine.slots} and "
                 f"serve.queue={self._waiting} hold; ask for {self._limit} at most"
             )
-        names = [str(next(self._numbers)) for _ in asked]
-        answers = Answers(self, names)
+        answers = Answers(self, asked, grammar)
+        self.enter(answers)
+        return answers
+
+    def enter(self, answers: Answers) -> None:
+        """Queue what is left of them, all or none. Raises `Busy` or `Died`."""
+        left = answers.left(map(str, self._numbers))
         with self._lock:
             if self.error is not None:
                 raise self.error
             if self.closing is not None:
                 raise self.closing
-            if len(self._answers) + len(names) > self._limit:
+            if len(self._answers) + len(left) > self._limit:
                 raise Busy(f"{len(self._answers)} answers are under way and at most {self._limit} may be")
-            clocks = [Clock(len(prompt)) for prompt, _ in asked]
-            self._answers |= {name: (answers, place, clocks[place]) for place, name in enumerate(names)}
+            self._answers |= {name: (answers, Clock(len(prompt))) for name, prompt, *_ in left}
             self._open.add(answers)
-        for name, (prompt, sampling) in zip(names, asked, strict=True):
-            self._inbox.put((name, prompt, sampling))
-        return answers
+        for each in left:
+            self._inbox.put(each)
 
     async def score(self, ids: list[int], *, top: int) -> Scores:
-        """What the model says of all but the first of `ids`, with the `top` likeliest at each place; between two steps
-        of decoding one such question is answered. Raises `Died`."""
-        question = _Question(ids, top)
+        """What the model says of all but the first of `ids`, with the `top` likeliest at each place. Raises `Died`."""
+        return await self.ask(lambda model: score(model, [ids], top=top)[0])
+
+    async def ask(self, question: Callable[[Decoder], T]) -> T:
+        """What the model says; between two steps of decoding one such question is answered. Raises `Died`."""
+        asked = _Question(question)
         with self._lock:
             if self.error is not None:
                 raise self.error
-            self._inbox.put(question)
-        return await asyncio.wrap_future(question.scores)
+            self._inbox.put(asked)
+        return await asyncio.wrap_future(asked.answer)
 
     def cancel(self, name: str, why: str = "abort") -> None:
         with self._lock:
             known = self._answers.pop(name, None)
         if known is not None:
-            self.meter.ended(known[2], why)
+            self.meter.ended(known[1], why)
             self._inbox.put(name)
 
     def forget(self, answers: Answers) -> None:
@@ -221,7 +279,7 @@ class DecodingThread:
         if self._questions:
             question = self._questions[0]  # if this fails it is still there, to be told so
             if question.wanted():
-                question.scores.set_result(score(self._engine.model, [question.ids], top=question.top)[0])
+                question.answer.set_result(question.ask(self._engine.model))
             self._questions.popleft()
 
     def _deliver(self, token: Token) -> None:
@@ -230,16 +288,16 @@ class DecodingThread:
             if token.finish is not None:
                 self._answers.pop(token.request, None)
         if known is not None:  # else cancelled while this step was decoded
-            answers, index, clock = known
+            answers, clock = known
             self.meter.token(clock)
             if token.finish is not None:
                 self.meter.ended(clock, token.finish)
-            answers.put((index, token))
+            answers.put(token)
 
     def _end(self, error: Died) -> None:
         with self._lock:
             self.error = error
-            left = {id(answers): answers for answers, _, _ in self._answers.values()}
+            left = {id(answers): answers for answers, _ in self._answers.values()}
             self._answers.clear()
         for answers in left.values():
             answers.put(error)
@@ -248,4 +306,4 @@ class DecodingThread:
                 self._questions.append(mail)
         for question in self._questions:
             if question.wanted():
-                question.scores.set_exception(error)
+                question.answer.set_exception(error)

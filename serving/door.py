@@ -6,7 +6,6 @@ the proxy itself says has the API's shape, and before the app, which may stand b
 
 import asyncio
 import ipaddress
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from conf.knobs.running import Serve
+from serving.dialects import shapes
+from serving.dialects.strict import RETRY_AFTER, ApiError
 from serving.keys import Key, Limits, holder
-from serving.schema import RETRY_AFTER, ApiError
 
 # Headers by which a client could steer Ray Serve's proxy: its timeout, whether it hears of a disconnect, its routing.
 _NOT_THE_CLIENTS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id")
@@ -55,7 +55,7 @@ class Door:
                     await self._inside(_named(_stripped(scope), key), receive, send, body)
         except ApiError as error:
             error.headers = {**(error.headers or {}), **_readable(scope, self._cfg)}
-            await _answer(error, send, close=error.status_code == 408)
+            await _answer(scope["path"], error, send, close=error.status_code == 408)
 
     def _key(self, scope: Scope) -> Key | None:
         """Whose key the request came with; None where none is needed. Raises `ApiError` 401."""
@@ -89,7 +89,7 @@ class Door:
         return bytes(body)
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
-        state = _Response(send)
+        state = _Response(scope["path"], send)
         given = False
 
         async def whole() -> Message:
@@ -114,6 +114,7 @@ class Door:
 class _Response:
     """Passes a response on, but an error that is no JSON in the API's shape."""
 
+    path: str  # that was asked
     to: Send
     started: bool = False
     events: bool = False  # a server-sent event stream
@@ -140,7 +141,7 @@ class _Response:
 
     async def fail(self, error: ApiError) -> None:
         self.ended = True
-        await _answer(error, self.to)
+        await _answer(self.path, error, self.to)
 
     async def end(self, error: ApiError) -> None:
         """Say what became of a response that is not at its end, whose sender has gone."""
@@ -150,13 +151,13 @@ class _Response:
             await self.fail(error)
         elif self.events:  # the status is long sent, so that the failure becomes an event
             self.ended = True
-            event = f"data: {json.dumps(error.body, ensure_ascii=False)}\n\n".encode()
+            event = shapes.event(self.path, error).encode()
             await self.to({"type": "http.response.body", "body": event, "more_body": False})
 
 
-async def _answer(error: ApiError, send: Send, *, close: bool = False) -> None:
+async def _answer(path: str, error: ApiError, send: Send, *, close: bool = False) -> None:
     headers = dict(error.headers or {}) | ({"Connection": "close"} if close else {})
-    response = JSONResponse(error.body, error.status_code, headers=headers)
+    response = JSONResponse(shapes.body(path, error), error.status_code, headers=headers)
     await send({"type": "http.response.start", "status": error.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})
 
@@ -170,7 +171,7 @@ def _plain(status: int, text: str) -> ApiError:
 
 def _asks(scope: Scope) -> bool:
     """Whether a request makes work, which a look at the page and its files does not."""
-    return bool(scope["method"] == "POST")
+    return scope["method"] == "POST" or str(scope["path"]).startswith("/v1/stream/")
 
 
 def _named(scope: Scope, key: Key | None) -> Scope:

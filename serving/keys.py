@@ -24,7 +24,7 @@ from pathlib import Path
 
 from conf.errors import InputError
 from conf.knobs.running import Auth, Serve
-from serving.schema import RETRY_AFTER, ApiError
+from serving.dialects.strict import RETRY_AFTER, ApiError
 
 SHORTEST = 16  # characters of a key: one that cannot be guessed needs no slow digest
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)

@@ -12,9 +12,9 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from conf.knobs.running import Auth, Serve
+from serving.dialects.strict import ApiError
 from serving.door import Door
 from serving.keys import Key
-from serving.schema import ApiError
 
 _LAST_LOOK = 0.1  # seconds
 _SETTINGS = "CONCLAVE_SERVE"  # the knobs and the keys' digests, in the proxy's environment

@@ -4,20 +4,18 @@ import json
 import secrets
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
-
 from cluster.feedback import Store
 from moe.tasks.task import PRINCIPLES
 from moe.text.tokenizer import Tokenizer
-from serving.decoding import Answers, Busy, Closing, DecodingThread, Died
+from serving.decoding import Answers, Busy, Closing, DecodingThread, Died, Spoilt
+from serving.dialects.strict import RETRY_AFTER, ApiError
+from serving.dialects.tools import Call, CallStream
 from serving.schema import (
-    RETRY_AFTER,
-    ApiError,
     ChatRequest,
     CompletionRequest,
     Request,
@@ -43,19 +41,32 @@ class Served:
     principles: tuple[str, ...] = PRINCIPLES  # under which an answer can be better
     feedback: Store | None = None  # what people say of its answers
 
+    @property
+    def hidden_size(self) -> int:
+        return self.decoding.hidden_size
+
 
 def unavailable(error: Busy | Died) -> ApiError:
+    if isinstance(error, Spoilt):
+        return ApiError(500, str(error), code="response_format_failed")
     code = "decoding_stopped" if isinstance(error, Died) else "overloaded"
     code = "shutting_down" if isinstance(error, Closing) else code
     return ApiError(503, str(error), code=code, retry=RETRY_AFTER)
+
+
+@dataclass
+class Ended:
+    """An answer that is over."""
+
+    text: str = ""
+    calls: list[Call] = field(default_factory=list)
+    finish: str = "length"  # stop, length or tool_calls
 
 
 class Reply(ABC):
     """Answers while they are made, in any mixture; `request.n` of them, one after the other, for each prompt."""
 
     prefix: ClassVar[str]  # of the id
-    whole_object: ClassVar[str]
-    chunk_object: ClassVar[str]
 
     def __init__(self, served: Served, request: Request, prompts: Sequence[list[int]], answers: Answers) -> None:
         self.answers = answers
@@ -64,25 +75,82 @@ class Reply(ABC):
         self._prompts = prompts
         self._each = request.n or 1
         count = len(prompts) * self._each
-        self._made: list[list[int]] = [[] for _ in range(count)]  # tokens of each answer
         self._texts = [TextStream(served.tokenizer, request.stops) for _ in range(count)]
-        self._head = {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": served.name,
-            "system_fingerprint": served.version,
-        }
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return self._request.headers
+        names = [tool.function.name for tool in request.offered]
+        self._calls = [CallStream(names) if names else None for _ in range(count)]
+        self.id = f"{self.prefix}{secrets.token_hex(12)}"
+        self.headers = request.headers
 
     @property
     def streams(self) -> bool:
         return bool(self._request.stream)
 
     @abstractmethod
-    async def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
+        """All answers, when they have ended. Raises `Died`."""
+
+    @abstractmethod
+    def events(self) -> AsyncIterator[str]:
+        """The lines of a server-sent event stream. A failure becomes an event too: the status is long sent."""
+
+    async def _pieces(self) -> AsyncIterator[tuple[int, str | Call, str | None]]:
+        """(index, new text or a call, finish reason), the reason with the last piece of an answer. Raises `Died`."""
+        async for index, token in self.answers:
+            stream, calls = self._texts[index], self._calls[index]
+            finish = token.finish
+            text = "" if finish == "stop" else stream.push(token.id)  # a mark, whatever it would be as text
+            if finish is not None:
+                text += stream.finish()
+            if stream.stopped:
+                finish = "stop"
+                self.answers.stop(index)
+            pieces: list[str | Call] = [text] if text else []
+            ends: str | None = finish
+            if calls is not None:
+                pieces = [*calls.push(text), *(calls.finish() if finish else ())]
+                if calls.calls and self._request.single_call:
+                    pieces = pieces[: 1 + next(at for at, piece in enumerate(pieces) if isinstance(piece, Call))]
+                    finish = "stop"
+                    self.answers.stop(index)
+                ends = "tool_calls" if calls.calls and finish == "stop" else finish
+            if ends and not pieces:
+                pieces = [""]
+            for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+                yield index, piece, None if left else ends
+
+    async def _ends(self) -> list["Ended"]:
+        """Each answer, when all have ended. Raises `Died`."""
+        ended = [Ended() for _ in self._texts]
+        async for index, piece, finish in self._pieces():
+            if isinstance(piece, Call):
+                ended[index].calls.append(piece)
+            else:
+                ended[index].text += piece
+            ended[index].finish = finish or ended[index].finish
+        return ended
+
+    def _tokens(self) -> tuple[int, int]:
+        """(of all prompts, of all answers so far)"""
+        return sum(map(len, self._prompts)), sum(map(len, self.answers.made))
+
+
+class Choices(Reply):
+    """What OpenAI's two older APIs share: a list of choices, each an answer."""
+
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, served: Served, request: Request, prompts: Sequence[list[int]], answers: Answers) -> None:
+        super().__init__(served, request, prompts, answers)
+        self._head = {
+            "id": self.id,
+            "created": int(time.time()),
+            "model": served.name,
+            "system_fingerprint": served.version,
+        }
+
+    @abstractmethod
+    async def choice(self, index: int, ended: Ended) -> dict[str, Any]:
         """One answer of a whole reply. Raises `Died`."""
 
     @abstractmethod
@@ -90,77 +158,62 @@ class Reply(ABC):
         """The choices that begin an answer's stream."""
 
     @abstractmethod
-    def change(self, index: int, text: str, finish: str | None) -> Iterator[dict[str, Any]]:
+    def change(self, index: int, piece: str | Call, finish: str | None) -> Iterator[dict[str, Any]]:
         """The choices that carry on an answer's stream."""
 
-    async def _pieces(self) -> AsyncIterator[tuple[int, str, str | None]]:
-        """(index, new text, finish reason), the reason with the last piece of an answer. Raises `Died`."""
-        async for index, token in self.answers:
-            self._made[index].append(token.id)
-            stream = self._texts[index]
-            text, finish = stream.push(token.id), token.finish
-            if finish is not None:
-                text += stream.finish()
-            if stream.stopped:
-                finish = "stop"
-                self.answers.stop(index)
-            if text or finish:
-                yield index, text, finish
-
     def _usage(self) -> dict[str, int]:
-        return usage(sum(map(len, self._prompts)), sum(map(len, self._made)))
+        return usage(*self._tokens())
 
     async def whole(self) -> dict[str, Any]:
-        texts = [""] * len(self._texts)
-        finishes = ["length"] * len(self._texts)
-        async for index, text, finish in self._pieces():
-            texts[index] += text
-            finishes[index] = finish or finishes[index]
-        choices = [await self.choice(index, *both) for index, both in enumerate(zip(texts, finishes, strict=True))]
+        ends = await self._ends()
+        choices = [await self.choice(index, ended) for index, ended in enumerate(ends)]
         return self._head | {"object": self.whole_object, "choices": choices, "usage": self._usage()}
 
     async def events(self) -> AsyncIterator[str]:
-        """The lines of a server-sent event stream. A failure becomes an event too: the status is long sent."""
         wants_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
         head: dict[str, Any] = self._head | {"object": self.chunk_object}
         if wants_usage:
             head["usage"] = None
         for index in range(len(self._texts)):
             for choice in self.opening(index):
-                yield _event(head | {"choices": [choice]})
+                yield event(head | {"choices": [choice]})
         try:
-            async for index, text, finish in self._pieces():
-                for choice in self.change(index, text, finish):
-                    yield _event(head | {"choices": [choice]})
+            async for index, piece, finish in self._pieces():
+                for choice in self.change(index, piece, finish):
+                    yield event(head | {"choices": [choice]})
         except Died as error:
-            yield _event(unavailable(error).body)
+            yield event(unavailable(error).body)
             return
         if wants_usage:
-            yield _event(head | {"choices": [], "usage": self._usage()})
+            yield event(head | {"choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
 
 
-class ChatReply(Reply):
-    prefix, whole_object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+class ChatReply(Choices):
+    prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, served: Served, request: ChatRequest, prompt: list[int], answers: Answers) -> None:
         super().__init__(served, request, [prompt], answers)
+        self._called = Counter[int]()  # how many calls of each answer were sent
 
-    async def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
-        return chat_choice(index, text, finish)
+    async def choice(self, index: int, ended: Ended) -> dict[str, Any]:
+        return chat_choice(index, ended.text, ended.finish, [call.shown() for call in ended.calls])
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return [delta(index, {"role": "assistant", "content": ""})]
 
-    def change(self, index: int, text: str, finish: str | None) -> Iterator[dict[str, Any]]:
-        if text:
-            yield delta(index, {"content": text})
+    def change(self, index: int, piece: str | Call, finish: str | None) -> Iterator[dict[str, Any]]:
+        if isinstance(piece, Call):
+            yield delta(index, {"tool_calls": [{"index": self._called[index], **piece.shown()}]})
+            self._called[index] += 1
+        elif piece:
+            yield delta(index, {"content": piece})
         if finish:
             yield delta(index, {}, finish)
 
 
-class TextReply(Reply):
-    prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
+class TextReply(Choices):
+    prefix, whole_object, chunk_object = "cmpl-", "text_completion", "text_completion"
 
     def __init__(
         self, served: Served, request: CompletionRequest, prompts: Sequence[list[int]], answers: Answers
@@ -171,16 +224,17 @@ class TextReply(Reply):
     def _echo(self, index: int) -> str:
         return self._served.tokenizer.decode(self._prompts[index // self._each]) if self._echoes else ""
 
-    async def choice(self, index: int, text: str, finish: str) -> dict[str, Any]:
+    async def choice(self, index: int, ended: Ended) -> dict[str, Any]:
         logprobs = None if self._top is None else await self._logprobs(index, self._top)
-        return text_choice(index, self._echo(index) + text, finish, logprobs)
+        return text_choice(index, self._echo(index) + ended.text, ended.finish, logprobs)
 
     async def _logprobs(self, index: int, top: int) -> dict[str, Any]:
         """Of the whole softmax at temperature 1, whatever the answer was drawn at; the first token has none."""
         prompt, tokenizer = self._prompts[index // self._each], self._served.tokenizer
-        ids = prompt + self._made[index]
+        made = self.answers.made[index] if self._bound else []
+        ids = prompt + made
         scores = await self._served.decoding.score(ids, top=top)
-        shown = ids if self._echoes else self._made[index]
+        shown = ids if self._echoes else made
         hidden = len(ids) - len(shown)
         likely = [
             {token_name(tokenizer, token): logprob for token, logprob in [*best, (drawn, itself)]}
@@ -197,24 +251,12 @@ class TextReply(Reply):
         finish = None if self._bound else "length"  # no token will come to say so
         return [text_choice(index, self._echo(index), finish)] if self._echoes or finish else []
 
-    def change(self, index: int, text: str, finish: str | None) -> Iterator[dict[str, Any]]:
-        yield text_choice(index, text, finish)
+    def change(self, index: int, piece: str | Call, finish: str | None) -> Iterator[dict[str, Any]]:
+        assert isinstance(piece, str), "a text completion offers no tools"
+        yield text_choice(index, piece, finish)
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-class EventStream(StreamingResponse):
-    """Frees what the answers hold even if the client left before the first event was made."""
-
-    def __init__(self, reply: Reply) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | reply.headers
-        super().__init__(reply.events(), media_type="text/event-stream", headers=headers)
-        self._answers = reply.answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.close()
+def event(value: dict[str, Any], name: str = "") -> str:
+    """A server-sent event, which some APIs give a name."""
+    begun = f"event: {name}\n" if name else ""
+    return f"{begun}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -3,24 +3,22 @@
 Knows nothing of models or Ray.
 """
 
-import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
-from starlette.exceptions import HTTPException
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+
+from serving.dialects.strict import Idle, Said, Strict, warning
+from serving.dialects.tools import MAX_TOOLS, Choice, Tool, ToolCall
 
 MAX_MESSAGES = 256
 MAX_ANSWERS = 8
 MAX_STOPS = 4
 MAX_PROMPTS = 256
 MAX_TOP = 5  # likeliest tokens at each place
-RETRY_AFTER = 1  # seconds
 DEFAULT_TOKENS = 16  # of a text completion, as with OpenAI
 
 # Fields that clients send without wanting anything: accepted at these values, refused by name at any other.
-Idle = dict[str, tuple[Any, ...]]
 _IDLE: Idle = {
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
@@ -29,98 +27,66 @@ _IDLE: Idle = {
 _IDLE_CHAT: Idle = _IDLE | {
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "add_generation_prompt": (None, True),
 }
 _IDLE_COMPLETION: Idle = _IDLE | {"suffix": (None, ""), "best_of": (None, 1)}
-_IDLE_MESSAGE: Idle = dict.fromkeys(
-    "refusal audio tool_calls tool_call_id function_call images videos files prefix".split(), (None, [], False)
-)
+_IDLE_MESSAGE: Idle = dict.fromkeys("refusal audio function_call images videos files prefix".split(), (None, [], False))
 # What a client may say and no answer hangs on, at any value: accepted, and named in the header `Warning`.
 _LABELS = frozenset("metadata prompt_cache_key prompt_cache_retention safety_identifier".split())
 _LABELS_PART = frozenset({"cache_control"})
-MAX_NAMED = 8  # of what is ignored
-_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-class ApiError(HTTPException):
-    """A refused or failed request. Becomes `{"error": {message, type, param, code}}` with its HTTP status."""
+class TextPart(Said):
+    labelled = _LABELS_PART
 
-    def __init__(self, status: int, message: str, *, code: str, param: str | None = None, retry: int = 0) -> None:
-        super().__init__(status, message, headers={"Retry-After": str(retry)} if retry else None)
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        kind = "rate_limit_error" if status == 429 else kind
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _without_idle(value: Any, kind: "type[Strict]", idle: Idle, labels: frozenset[str] | None) -> Any:
-    """`value` with what asks for nothing left out, and its labels named in `ignored`; None: whatever `kind` does not
-    know is a label."""
-    if not isinstance(value, dict):
-        return value
-    kept: dict[str, Any] = {"ignored": []}
-    for name, given in value.items():
-        if name in kind.model_fields and name != "ignored":
-            kept[name] = given
-        elif given is None:  # a field that a newer client has and does not use
-            continue
-        elif name not in idle:
-            if labels is not None and name not in labels:
-                kept[name if name != "ignored" else "ignored "] = given  # refused by name
-            else:
-                kept["ignored"].append(name)
-        elif not any(given == default and type(given) in {type(default), float} for default in idle[name]):
-            raise PydanticCustomError("unsupported", "not supported", {"field": name, "value": _short(given)})
-    return kept
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "..."
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-
-class TextPart(Strict):
     type: Literal["text"]
     text: str
-    ignored: list[str] = []
 
-    @model_validator(mode="before")
+
+class Message(Said):
+    idle, labelled = _IDLE_MESSAGE, None
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None  # that the assistant made
+    tool_call_id: str | None = None  # which of them a tool's message is the result of
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)] | None, Field(validate_default=True)
+    ] = None
+
+    @field_validator("content")
     @classmethod
-    def _drop_idle(cls, value: Any) -> Any:
-        return _without_idle(value, cls, {}, _LABELS_PART)
+    def _says_something(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not info.data.get("tool_calls"):
+            raise ValueError("needed where there are no tool_calls")
+        return value
 
-
-class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
-    ignored: list[str] = []
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_idle(cls, value: Any) -> Any:
-        return _without_idle(value, cls, _IDLE_MESSAGE, None)
+    @model_validator(mode="after")
+    def _of_its_role(self) -> "Message":
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"role={self.role!r} has no tool_calls; the assistant's messages have")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise ValueError(
+                f"role={self.role!r} " + ("needs a" if self.role == "tool" else "has no") + " tool_call_id"
+            )
+        return self
 
     @property
     def labels(self) -> list[str]:
-        parts = [] if isinstance(self.content, str) else self.content
+        parts = self.content if isinstance(self.content, list) else []
         return [*self.ignored, *(f"content.{name}" for part in parts for name in part.ignored)]
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message as the chat template knows it: `developer` is today's name of `system`, parts are joined."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
+        said: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            said["tool_calls"] = [{"type": "function", "function": call.function.offered()} for call in self.tool_calls]
+        return said | ({"tool_call_id": self.tool_call_id} if self.tool_call_id is not None else {})
 
 
 class StreamOptions(Strict):
@@ -129,26 +95,21 @@ class StreamOptions(Strict):
     continuous_usage_stats: Literal[False] | None = None
 
 
-class Request(Strict):
+class Request(Said):
     """What chat and text completions share. None means "not said" wherever OpenAI's clients may send null."""
 
-    idle: ClassVar[Idle]
+    labelled = _LABELS
 
     model: str
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None  # 0: greedy
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=0)] = None  # 0: all
     n: Annotated[int | None, Field(ge=1, le=MAX_ANSWERS)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     user: str | None = None  # the caller's name for its user; not used
-    ignored: list[str] = []  # names of fields on which no answer hangs
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_idle(cls, value: Any) -> Any:
-        return _without_idle(value, cls, cls.idle, _LABELS)
 
     @model_validator(mode="after")
     def _agree(self) -> "Request":
@@ -163,17 +124,49 @@ class Request(Strict):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
+    def offered(self) -> list[Tool]:
+        """The tools that an answer may call."""
+        return []
+
+    @property
+    def single_call(self) -> bool:
+        """An answer ends with its first call."""
+        return False
+
+    @property
     def labels(self) -> list[str]:
         """What was said and changes nothing."""
         return self.ignored
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the response: a warning that names the labels. A name is the client's: what no header may hold is left
-        out."""
-        names = dict.fromkeys(name if _NAME.fullmatch(name) else "..." for name in self.labels)
-        named = ", ".join(list(names)[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-        return {"Warning": f'299 conclave "no answer hangs on: {named}"'} if named else {}
+        """Of the response."""
+        return warning(self.labels)
+
+
+class JsonSchema(Strict):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    definition: Annotated[dict[str, Any], Field(alias="schema")] = {}  # noqa: RUF012
+    strict: bool | None = None  # an answer is held to the schema in any case
+
+
+class Form(Strict):
+    """What form an answer must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_its_schema(self) -> "Form":
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError(f"type={self.type!r} " + ("has no" if self.json_schema else "needs a") + " json_schema")
+        return self
+
+    @property
+    def schema_of_answers(self) -> dict[str, Any] | None:
+        """The JSON schema that answers must keep."""
+        return self.json_schema.definition if self.json_schema else {"type": "object"} if self.type != "text" else None
 
 
 class ChatRequest(Request):
@@ -184,6 +177,10 @@ class ChatRequest(Request):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1, le=2**20)] = None
+    response_format: Form | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = None  # the last message is the beginning of the answer
 
     @model_validator(mode="after")
@@ -194,11 +191,37 @@ class ChatRequest(Request):
             )
         if self.continue_final_message and self.messages[-1].role != "assistant":
             raise ValueError("continue_final_message=true needs an assistant's message as the last one")
+        if self.continue_final_message and self.response_format and self.response_format.type != "text":
+            raise ValueError("response_format is of whole answers; leave out continue_final_message")
+        names = [tool.function.name for tool in self.tools or []]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"tools: {min(twice)!r} is there twice")
+        if isinstance(self.tool_choice, Choice) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice: {self.tool_choice.function.name!r} is none of the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice='required' needs tools")
+        if self.must_call and self.response_format and self.response_format.type != "text":
+            raise ValueError("response_format and a tool_choice that asks for a call are both given; give one")
         return self
 
     @property
     def labels(self) -> list[str]:
         return [*self.ignored, *(f"messages.{name}" for message in self.messages for name in message.labels)]
+
+    @property
+    def offered(self) -> list[Tool]:
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def single_call(self) -> bool:
+        return self.parallel_tool_calls is False
+
+    @property
+    def must_call(self) -> list[Tool]:
+        """The tools of which an answer has to call one; []: it need not."""
+        if isinstance(self.tool_choice, Choice):
+            return [tool for tool in self.offered if tool.function.name == self.tool_choice.function.name]
+        return self.offered if self.tool_choice == "required" else []
 
     @property
     def bound(self) -> int | None:
@@ -217,18 +240,28 @@ def _form(prompt: Any) -> str:
     return "lists of token ids" if isinstance(first, list) else "a text" if first is None else "several texts"
 
 
+Prompts = Annotated[
+    Annotated[str, Tag("a text")]
+    | Annotated[Ids, Tag("token ids")]
+    | Annotated[list[str], Field(max_length=MAX_PROMPTS), Tag("several texts")]
+    | Annotated[list[Ids], Field(max_length=MAX_PROMPTS), Tag("lists of token ids")],
+    Discriminator(_form),
+]
+
+
+def each_prompt(prompts: Prompts) -> Sequence[str | list[int]]:
+    """One or several, each as text or as token ids."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [cast(str | list[int], prompts)]
+    return cast(Sequence[str | list[int]], prompts)
+
+
 class CompletionRequest(Request):
     """The body of POST /v1/completions: text that the model goes on with, as it is, without the marks of a chat."""
 
     idle = _IDLE_COMPLETION
 
-    prompt: Annotated[
-        Annotated[str, Tag("a text")]
-        | Annotated[Ids, Tag("token ids")]
-        | Annotated[list[str], Field(max_length=MAX_PROMPTS), Tag("several texts")]
-        | Annotated[list[Ids], Field(max_length=MAX_PROMPTS), Tag("lists of token ids")],
-        Discriminator(_form),
-    ]
+    prompt: Prompts
     max_tokens: Annotated[int | None, Field(ge=0, le=2**20)] = None  # 0: only what `echo` and `logprobs` say
     echo: bool | None = None  # begin with the prompt
     logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP)] = None  # and so many of the likeliest at each place
@@ -241,64 +274,25 @@ class CompletionRequest(Request):
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
-        """One or several, each as text or as token ids."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return cast(Sequence[str | list[int]], self.prompt)
+        return each_prompt(self.prompt)
 
     @property
     def bound(self) -> int:
         return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
 
 
-Kind = TypeVar("Kind", bound=Strict)
-
-
-def parse(body: bytes, kind: type[Kind]) -> Kind:
-    """The request in `body` (JSON). Raises `ApiError` 400 that names the field, its value and what is allowed."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        # Every branch of a union complains: the branch that got furthest is the one the client meant.
-        same = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
-        worst = max(same, key=lambda each: (len(each["loc"]), each["type"] != "string_type"))
-        raise _refusal(cast(dict[str, Any], worst)) from None
-
-
-def _refusal(error: dict[str, Any]) -> ApiError:
-    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
-    if kind == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}", code="invalid_json")
-    param = ""
-    for part in error["loc"]:
-        if isinstance(part, int):
-            param += f"[{part}]"
-        elif part.isidentifier() and part != "str":  # the rest name branches of a union, which no client knows
-            param += f".{part}" if param else part
-    if kind == "unsupported":
-        param = f"{param}.{error['ctx']['field']}".lstrip(".")
-        text = f"{param}={error['ctx']['value']} is not supported; leave it out"
-        return ApiError(400, text, code="unsupported_value", param=param)
-    if kind == "extra_forbidden":
-        return ApiError(
-            400, f"{param} is not a field of this endpoint; leave it out", code="unknown_field", param=param
-        )
-    given = "" if kind in {"missing", "value_error"} else f"={_short(error['input'])}"
-    text = f"{param}{given}: {message}" if param else message
-    return ApiError(400, text, code="invalid_value", param=param or None)
-
-
 def usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def chat_choice(index: int, text: str, finish: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text, "refusal": None}
+def chat_choice(index: int, text: str, finish: str, calls: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if calls:
+        message |= {"content": text or None, "tool_calls": list(calls)}
     return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
 
 
-def delta(index: int, change: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+def delta(index: int, change: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     return {"index": index, "delta": change, "logprobs": None, "finish_reason": finish}
 
 

@@ -18,7 +18,7 @@ class TextStream:
     """Feed it the tokens of one answer; each call returns the text that became certain.
 
     Bytes wait for the rest of their character, and text that may be the beginning of a stop string waits for the next
-    token. Once `stopped` is true the answer is over: the stop string and all after it are left out.
+    token. Once `stopped` is true the answer is over: the stop string, `stop`, and all after it are left out.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
@@ -26,7 +26,11 @@ class TextStream:
         self._stops = stops
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # text that may open a stop string
-        self.stopped = False
+        self.stop = ""  # the one that ended the answer
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.stop)
 
     def push(self, token: int) -> str:
         return self._release(self._decoder.decode(self._tokenizer.bytes_of(token)))
@@ -43,16 +47,17 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + fresh
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+            at, self.stop = min(found)
+            self._held = ""
+            return text[:at]
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The length of the longest end of `text` that begins `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

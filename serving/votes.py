@@ -27,7 +27,8 @@ from pydantic import Field, model_validator
 from cluster.feedback import Forgotten, Store, Taken, Vote
 from conf.errors import InputError
 from moe.text.chat import check
-from serving.schema import MAX_MESSAGES, ApiError, Strict, parse
+from serving.dialects.strict import ApiError, Strict, parse
+from serving.schema import MAX_MESSAGES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 MAX_COMMENT = 4000  # characters

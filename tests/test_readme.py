@@ -66,6 +66,7 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "make gpu": Installs("a package built for a GPU"),
     "make gpu-check": Installs("needs a GPU; tests/gpu/test_check.py takes its steps without one"),
     "make browser": Installs("packages beside the environment, which the tests of the chat page use where they are"),
+    "make clients": Installs("packages beside the environment, which the tests of other APIs use where they are"),
     "make lm-eval": Installs("packages beside the environment"),
     "PYTHONPATH=.venv/lm-eval": Installs("needs make lm-eval and a task's data from the network"),
     "curl": Elsewhere("tests/serving/test_endpoint.py::test_the_readmes_curl_is_answered"),

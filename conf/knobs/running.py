@@ -90,6 +90,8 @@ class Serve:
     header_timeout: float = 10.0  # seconds for a request's headers to arrive; a connection that is slower is closed
     body_timeout: float = 30.0  # seconds for a request's body to arrive; one that is slower is refused with 408
     drain_timeout: float = 30.0  # seconds that running answers get to end once the server was asked to
+    stream_seconds: float = 120.0  # that a stream can be taken up again after its reader left; 0: not at all
+    stream_bytes: int = 2**24  # that such streams may hold; beyond them the one that was left first is forgotten
     hosts: list[str] = field(default_factory=list)  # host names of this server beside localhost; "*": any
     origins: list[str] = field(default_factory=list)  # of web pages that may ask: https://chat.example.org; "*": any
     auth: Auth = Auth.auto  # auto: keys where there are any, none on loopback without; keys; none
@@ -107,8 +109,9 @@ class Serve:
         positive("serve", self, "slots", "max_new_tokens", "queue", "max_body_bytes", "header_timeout", "body_timeout")
         if self.int8 and self.bf16:
             raise InputError("serve.int8=true and serve.bf16=true: the weights can be one of them")
-        if self.drain_timeout < 0:
-            raise InputError(f"serve.drain_timeout={self.drain_timeout:g} must not be negative")
+        for knob in ("drain_timeout", "stream_seconds", "stream_bytes"):
+            if (value := getattr(self, knob)) < 0:
+                raise InputError(f"serve.{knob}={value:g} must not be negative")
         if not 0 <= self.port <= 65535:
             raise InputError(f"serve.port={self.port} must lie in [0, 65535]")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conf.errors import InputError
 from moe.decoder import Decoder
+from moe.generation.masks import Guide, masked
 from moe.generation.rows import Piece, Rows, rows_of
 
 Finish = Literal["stop", "length"]
@@ -28,6 +29,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0  # 0: all
     seed: int = 0
+    begun: int = 0  # tokens of the answer that the prompt ends with: it goes on as if they had been made here
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class _Request:
     name: str
     prompt: list[int]
     sampling: Sampling
+    guide: Guide | None = None
     row: int = -1
     filled: int = 0  # tokens of the prompt that the row holds
     answer: list[int] = field(default_factory=list)
@@ -89,8 +92,9 @@ class Engine:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def add(self, request: str, prompt: list[int], sampling: Sampling) -> None:
-        """Queue a request. Raises InputError if prompt and answer do not fit into the model's context."""
+    def add(self, request: str, prompt: list[int], sampling: Sampling, guide: Guide | None = None) -> None:
+        """Queue a request; its `guide` says which tokens may come, and log-probs are among those. Raises InputError if
+        prompt and answer do not fit into the model's context."""
         context = self.model.cfg.context
         if not prompt:
             raise InputError(f"request {request}: the prompt is empty")
@@ -100,7 +104,7 @@ class Engine:
                 f"exceed the context of {context}; shorten the prompt or ask for at most "
                 f"{max(0, context - len(prompt))} tokens"
             )
-        self._waiting.append(_Request(request, prompt, sampling))
+        self._waiting.append(_Request(request, prompt, sampling, guide))
 
     def cancel(self, request: str) -> None:
         """Forget a request, wherever it is; unknown names are ignored because it may just have finished."""
@@ -169,10 +173,14 @@ class Engine:
         return best, most if best else 0
 
     def _emit(self, requests: list[_Request], logits: Tensor) -> list[Token]:
-        ids, logprobs = sample(logits, [r.sampling for r in requests], [len(r.answer) for r in requests])
+        logits = masked(logits, [r.guide for r in requests])
+        positions = [len(r.answer) + r.sampling.begun for r in requests]
+        ids, logprobs = sample(logits, [r.sampling for r in requests], positions)
         out = []
         for request, token, logprob in zip(requests, ids.tolist(), logprobs.tolist(), strict=True):
             request.answer.append(token)
+            if request.guide is not None:
+                request.guide.took(token)
             finish: Finish | None = None
             if token in self.stop:
                 finish = "stop"

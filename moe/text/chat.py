@@ -12,15 +12,25 @@ from conf.errors import InputError
 from moe.text.template import ROLES
 from moe.text.tokenizer import Tokenizer
 
+Tools = Sequence[Mapping[str, Any]]  # as OpenAI writes them: {"type": "function", "function": {"name", ...}}
 
-def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Tools = ()) -> list[int]:
     """Ids of the conversation so far and what comes before an answer: what a model continues with its answer. Raises
-    `InputError` for a conversation that the folder's template refuses."""
+    `InputError` for a conversation that the folder's template refuses, and for `tools`, calls and their results (role
+    "tool") where it knows none."""
+    used = bool(tools) or any(message.get("role") == "tool" or message.get("tool_calls") for message in messages)
+    if used and not knows_tools(tokenizer):
+        raise InputError("the model's chat template knows no tools whose calls are written as <tool_call>{...}")
     if tokenizer.form.template:
-        check(messages)
-        return tokenizer.encode_rendered(tokenizer.writer.prompt(messages))[0]
+        check(messages, roles=(*ROLES, "tool") if used else ROLES)
+        return tokenizer.encode_rendered(tokenizer.writer.prompt(messages, tools))[0]
     ids = sample_ids(tokenizer, messages)[0]
     return [*ids, tokenizer.im_start, *tokenizer.encode("assistant\n")]
+
+
+def knows_tools(tokenizer: Tokenizer) -> bool:
+    return bool(tokenizer.form.template) and tokenizer.writer.calls
 
 
 def sample_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
@@ -75,14 +85,14 @@ def replacement(tokenizer: Tokenizer) -> str:
     )
 
 
-def check(messages: Sequence[Mapping[str, Any]]) -> None:
+def check(messages: Sequence[Mapping[str, Any]], roles: Sequence[str] = ROLES) -> None:
     """Raise `InputError` unless `messages` is a conversation: one or more of {"role", "content"}, contents strings."""
     if not messages:
         raise InputError("messages is empty; a conversation needs at least one message")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise InputError(f"messages[{index}] is {type(message).__name__}; it must be an object")
-        if message.get("role") not in ROLES:
-            raise InputError(f"messages[{index}].role={message.get('role')!r} must be one of {', '.join(ROLES)}")
+        if message.get("role") not in roles:
+            raise InputError(f"messages[{index}].role={message.get('role')!r} must be one of {', '.join(roles)}")
         if not isinstance(message.get("content"), str):
             raise InputError(f"messages[{index}].content={message.get('content')!r:.80} must be a string")

@@ -7,10 +7,10 @@ the tokenizer takes the spelling for text there, and the guard out again.
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -23,6 +23,8 @@ from conf.errors import InputError
 from moe.text.format import Format
 
 TODAY = date(2024, 7, 26)  # Llama 3's day for want of another: tomorrow's rows and answers must be those of today
+CALL = "<tool_call>"  # what begins a call in the form of Hermes and Qwen: JSON follows, and `</tool_call>`
+_SAID = ("role", "content", "tool_calls", "tool_call_id")  # what a template gets of a message
 _PRIVATE = range(0x100000, 0x10FFFE)  # characters that no text means anything by
 
 Messages = Sequence[Mapping[str, Any]]
@@ -50,14 +52,17 @@ class Writer:
         # An answer may: its thoughts and calls are such. But not what opens a turn and stands in every conversation.
         plain = self._plain() if known else ""
         self._opening = _any_of({token for token in known if token in plain and token not in looked_for})
+        # Whether it can offer tools, and shows a model the form of a call that we know.
+        self.calls = _names(form, "tools") and CALL in written and CALL not in marks
 
-    def prompt(self, messages: Messages) -> Rendered:
-        """The conversation so far, and what comes before the next answer."""
-        return self._safely(messages, lambda given, _: (self._render(given, prompt=True), ()))
+    def prompt(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
+        """The conversation so far with the tools that it may use, and what comes before the next answer."""
+        return self._safely(messages, lambda given, _, offered: (self._render(given, offered, prompt=True), ()), tools)
 
     def whole(self, messages: Messages) -> Rendered:
         """A whole conversation. Raises `InputError` for an answer that the template leaves out or does not end."""
-        return self._safely(messages, self._answered)
+        plain = [{key: message[key] for key in ("role", "content")} for message in messages]
+        return self._safely(plain, lambda given, place, _: self._answered(given, place))
 
     def end(self) -> str:
         """The spelling of the mark that ends an answer; the folder's eos_token if the template writes none."""
@@ -66,27 +71,53 @@ class Writer:
         ending = self._ending(self._render(told, prompt=False).partition(place)[2])
         return ending[1] if ending else self._form.spelled("eos_token")
 
-    def _safely(self, messages: Messages, write: Callable[[Messages, str], tuple[str, Any]]) -> Rendered:
-        typed = {char for message in messages for char in message["content"]}
+    def _safely(
+        self,
+        messages: Messages,
+        write: Callable[[Messages, str, Messages], tuple[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Rendered:
+        said = [text for value in (*messages, *tools) for text in _texts(value)]
+        typed = {char for text in said for char in text}
         free = (chr(code) for code in _PRIVATE if chr(code) not in typed)
         dropped, cut, place = (next(free) for _ in range(3))
-        text, answers = write([self._guarded(message, dropped, cut) for message in messages], place)
-        if any(self._first.search(message["content"]) for message in messages):
+
+        def written(*, strict: bool) -> tuple[str, Any]:
+            safe = [self._guarded(message, dropped, cut, strict=strict) for message in messages]
+            offered = [self._guard(tool, self._typed, dropped, cut, strict=strict) for tool in tools]
+            return write(safe, place, offered)
+
+        text, answers = written(strict=False)
+        if any(map(self._first.search, said)):
             # A template that takes contents apart could still put a mark together: then no content begins one.
-            strict = [self._guarded(message, dropped, cut, strict=True) for message in messages]
-            other, spans = write(strict, place)
+            other, spans = written(strict=True)
             if self._marks.findall(text) != self._marks.findall(other):
                 text, answers = other, spans
         return Rendered(text, tuple(answers), dropped, cut)
 
-    def _guarded(self, message: Mapping[str, Any], dropped: str, cut: str, *, strict: bool = False) -> dict[str, str]:
-        answer, content = message["role"] == "assistant", message["content"]
-        content = (self._opening if answer else self._typed).sub(
-            lambda found: f"{found[0][0]}{cut}{found[0][1:]}", content
-        )
-        names = self._first if strict else self._marks
-        content = names.sub(lambda found: f"{found[0][0]}{dropped}{found[0][1:]}", content)
-        return {"role": message["role"], "content": content}
+    def _guarded(self, message: Mapping[str, Any], dropped: str, cut: str, *, strict: bool = False) -> dict[str, Any]:
+        """All that a message says, but its role; what an answer says may hold marks that what others say may not."""
+        answers = message["role"] == "assistant"
+        return {
+            key: value
+            if key == "role"
+            else self._guard(
+                value, self._opening if answers and key == "content" else self._typed, dropped, cut, strict=strict
+            )
+            for key, value in message.items()
+            if key in _SAID
+        }
+
+    def _guard(self, value: Any, typed: re.Pattern[str], dropped: str, cut: str, *, strict: bool) -> Any:
+        """`value` with a guard in the spelling of every mark, wherever in it a text stands."""
+        if isinstance(value, str):
+            names = self._first if strict else self._marks
+            value = typed.sub(lambda found: f"{found[0][0]}{cut}{found[0][1:]}", value)
+            return names.sub(lambda found: f"{found[0][0]}{dropped}{found[0][1:]}", value)
+        inner = partial(self._guard, typed=typed, dropped=dropped, cut=cut, strict=strict)
+        if isinstance(value, Mapping):
+            return {inner(key): inner(each) for key, each in value.items()}
+        return [inner(each) for each in value] if isinstance(value, list | tuple) else value
 
     def _answered(self, messages: Messages, place: str) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the characters of each answer: from where its prompt ends to the mark that ends it."""
@@ -120,13 +151,13 @@ class Writer:
         turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
         return self._render(turns, prompt=True)
 
-    def _render(self, messages: Messages, *, prompt: bool) -> str:
+    def _render(self, messages: Messages, tools: Messages = (), *, prompt: bool) -> str:
         try:
             return str(
                 _compiled(self._form.template).render(
                     messages=[dict(message) for message in messages],
                     add_generation_prompt=prompt,
-                    tools=None,
+                    tools=list(tools) or None,
                     documents=None,
                     **self._form.words,
                 )
@@ -161,6 +192,24 @@ def _constants(form: Format) -> tuple[str, str]:
     written = [node.data for node in tree.find_all(nodes.TemplateData)] + _strings(tree)
     looked_for = [text for node in tree.find_all((nodes.Compare, nodes.Call)) for text in _strings(node)]
     return "\0".join(written), "\0".join(looked_for)
+
+
+def _names(form: Format, name: str) -> bool:
+    """Whether a template uses what is called so."""
+    return any(node.name == name and node.ctx == "load" for node in _parsed(form).find_all(nodes.Name))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a message or a tool."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _texts(key)
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _strings(tree: nodes.Node) -> list[str]:

@@ -22,24 +22,41 @@ export async function model() {
   return (await (await ask("v1/models")).json()).data[0];
 }
 
-// The events of a streamed answer, each parsed. Throws Failed, also for an error in mid-stream or a stream that is cut.
-export async function* streamed(body, signal) {
-  const response = await post("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+// The events of a streamed answer, each parsed and with its number. Throws Failed, also for an error in mid-stream or a
+// stream that is cut.
+async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) throw new Failed("the stream ended before the answer did");
-    const events = (held + value).split("\n\n");
-    held = events.pop();
-    for (const event of events) {
-      const data = event.replace(/^data: /, "");
+    const found = (held + value).split("\n\n");
+    held = found.pop();
+    for (const event of found) {
+      const data = event.match(/^data: (.*)$/m)?.[1];
       if (data === "[DONE]") return;
       const parsed = JSON.parse(data);
       if (parsed.error) throw new Failed(parsed.error.message);
-      yield parsed;
+      yield { ...parsed, number: Number(event.match(/^id: (\d+)$/m)?.[1]) };
     }
   }
+}
+
+export async function* streamed(body, signal) {
+  yield* events(await post("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal));
+}
+
+// The same from an event on, of a stream that a page was left with. Throws Gone where nobody keeps it any more.
+export class Gone extends Failed {}
+
+export async function* resumed({ id, next }, signal) {
+  let response;
+  try {
+    response = await ask(`v1/stream/${encodeURIComponent(id)}?from=${next}`, { signal });
+  } catch (error) {
+    throw error instanceof Failed ? new Gone(error.message) : error;
+  }
+  yield* events(response);
 }
 
 export const vote = (ballot) => post("v1/feedback", ballot);

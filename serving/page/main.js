@@ -7,6 +7,7 @@ import { ballot, conversation, text } from "./view.js";
 import { say, speak } from "./words.js";
 
 const SAVE_EVERY = 250; // milliseconds, while an answer streams
+const LEFT = "conclave.left"; // what streamed when this tab was left, which goes on after a reload
 const PREFERENCES = "conclave.preferences";
 
 const preferences = { language: "", theme: "auto", trains: true, ...JSON.parse(localStorage.getItem(PREFERENCES) ?? "{}") };
@@ -71,10 +72,10 @@ function side(shown) {
 
 // ---- answers
 
-async function answer(of, turn, { goesOn = false, other = 0 } = {}) {
+async function answer(of, turn, { goesOn = false, other = 0, taken = null } = {}) {
   const { temperature, top_p, max_tokens, seed } = of.sampling;
   const drawn = seed === null ? crypto.getRandomValues(new Uint32Array(1))[0] >>> 1 : seed + other;
-  turn.sampling = { temperature, top_p, seed: drawn, ...(max_tokens && { max_tokens }) };
+  if (!taken) turn.sampling = { temperature, top_p, seed: drawn, ...(max_tokens && { max_tokens }) };
   const asked = talks.messages(of, of.turns[turn.parent]);
   const body = { model: card?.id ?? "", messages: asked, ...turn.sampling };
   if (goesOn) Object.assign(body, { messages: [...asked, { role: "assistant", content: turn.content }], continue_final_message: true });
@@ -94,8 +95,8 @@ async function answer(of, turn, { goesOn = false, other = 0 } = {}) {
   };
   try {
     if (!card) body.model = (await learn()).id;
-    for await (const event of api.streamed(body, stopper.signal)) {
-      Object.assign(turn, { model: event.model, version: event.system_fingerprint });
+    for await (const event of taken ? api.resumed(taken, stopper.signal) : api.streamed(body, stopper.signal)) {
+      Object.assign(turn, { model: event.model, version: event.system_fingerprint, stream: { id: event.id, next: event.number + 1 } });
       if (event.usage) Object.assign(turn, { tokens: event.usage.completion_tokens, seconds: (performance.now() - first) / 1000 });
       const [choice] = event.choices;
       if (!choice) continue;
@@ -112,10 +113,11 @@ async function answer(of, turn, { goesOn = false, other = 0 } = {}) {
       turn.finish = choice.finish_reason ?? turn.finish;
     }
     turn.state = "done";
+    delete turn.stream;
     tell(say("finished"));
   } catch (error) {
     if (leaving) return; // it is this page that ends, not the answer: the next one offers to go on
-    turn.state = stopper.signal.aborted ? "stopped" : "failed";
+    turn.state = stopper.signal.aborted ? "stopped" : error instanceof api.Gone ? "interrupted" : "failed";
     turn.error = error.message;
     tell(say(turn.state, error.message));
   } finally {
@@ -124,6 +126,16 @@ async function answer(of, turn, { goesOn = false, other = 0 } = {}) {
       keep(of);
       if (of.id === talk.id) render();
     }
+  }
+}
+
+function takeUp() {
+  const left = JSON.parse(sessionStorage.getItem(LEFT) ?? "[]");
+  sessionStorage.removeItem(LEFT);
+  for (const [id, name] of left) {
+    const of = id === talk.id ? talk : ([...streams.values()].find((stream) => stream.talk.id === id)?.talk ?? talks.all().find((each) => each.id === id));
+    const turn = of?.turns[name];
+    if (turn?.stream && turn.state === "interrupted") answer(of, turn, { taken: turn.stream });
   }
 }
 
@@ -343,10 +355,12 @@ window.addEventListener("storage", (event) => event.key?.startsWith("conclave.ta
 window.addEventListener("pagehide", () => {
   leaving = true;
   for (const stream of streams.values()) talks.save(stream.talk);
+  sessionStorage.setItem(LEFT, JSON.stringify([...streams].map(([turn, stream]) => [stream.talk.id, turn])));
 });
 window.addEventListener("pageshow", () => (leaving = false));
 
 dress();
 byId("turns").scrollTop = byId("turns").scrollHeight;
 byId("ask").focus();
+takeUp();
 learn().then(render, (error) => trouble(say("away", error.message)));

@@ -71,6 +71,7 @@ function whole(turn) {
   for (const field of ["tokens", "seconds", "first"]) if (Number.isFinite(turn[field])) kept[field] = turn[field];
   for (const [kind, vote] of Object.entries(turn.votes ?? {})) if (typeof vote?.id === "string") kept.votes[kind] = vote;
   if (Array.isArray(turn.pair) && turn.pair.length === 2) Object.assign(kept, { pair: turn.pair.map(String), settled: Boolean(turn.settled) });
+  if (typeof turn.stream?.id === "string" && Number.isInteger(turn.stream.next)) kept.stream = { id: turn.stream.id, next: turn.stream.next };
   const ends = { streams: "interrupted", interrupted: "interrupted", stopped: "stopped", failed: "failed" };
   return { ...kept, sampling: { ...turn.sampling }, state: ends[turn.state] ?? "done" };
 }

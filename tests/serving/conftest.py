@@ -1,5 +1,6 @@
 """A tiny model with a tokenizer, and the real endpoint over it."""
 
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         model.lm_head.weight[mute] = 0
     model_folder.save(model, folder, Defaults.of(tokenizer, chat=True))
     return Tiny(folder, model, tokenizer)
+
+
+def data(event: str) -> Any:
+    """What a server-sent event carries."""
+    [line] = [line for line in event.split("\n") if line.startswith("data: ")]
+    return json.loads(line.removeprefix("data: "))
 
 
 def until_closed(each: socket.socket, seconds: float = 60.0) -> bytes:

@@ -1,7 +1,6 @@
 """The endpoint without Ray, for what must not be done to a shared server."""
 
 import asyncio
-import json
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from serving.decoding import DecodingThread
 from serving.replica import decoding_threads
 from serving.replies import Served
 from tests.moe.text.parents import parent
-from tests.serving.conftest import CONTEXT, Tiny
+from tests.serving.conftest import CONTEXT, Tiny, data
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "temperature": 0, "max_tokens": 900}
 
@@ -72,7 +71,7 @@ def test_a_stream_cut_by_a_dead_engine_ends_in_an_error_and_not_in_done(tiny: Ti
             client.post("/v1/chat/completions", json=ASK | {"stream": True}), kill_when_busy(armed, decoding)
         )
         events = [event for event in response.text.split("\n\n") if event]
-        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "decoding_stopped"
+        assert data(events[-1])["error"]["code"] == "decoding_stopped"
         assert "data: [DONE]" not in events
 
     with_dying_engine(tiny, scenario)
@@ -138,7 +137,7 @@ def test_who_runs_when_the_server_is_asked_to_end_may_end_and_nobody_begins(tiny
 def test_who_runs_beyond_the_deadline_hears_of_it(tiny: Tiny) -> None:
     plain, lasts, _ = drained(tiny, 0.0)
     assert plain.status_code == 503
-    errors = [plain.json()["error"], *(json.loads(last.removeprefix("data: "))["error"] for last in lasts)]
+    errors = [plain.json()["error"], *(data(last)["error"] for last in lasts)]
     assert {error["message"] for error in errors} == {"the server is shutting down"}
 
 
@@ -231,23 +230,23 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     ),
     (
         "requests with neighbouring seeds share no answer",
-        "serving/app.py",
+        "serving/asking.py",
         'int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8])',
         "(seed + index) % 2**64",
         None,
     ),
     (
         "a begun answer has no end before it goes on",
-        "serving/app.py",
+        "serving/asking.py",
         "while ids[-1] in tokenizer.stop:",
         "while not ids:",
         None,
     ),
     (
         "a long prompt does not hold up other streams",
-        "serving/app.py",
-        "await asyncio.to_thread(_prompt, served.tokenizer, request)",
-        "_prompt(served.tokenizer, request)",
+        "serving/asking.py",
+        "await asyncio.to_thread(_prompt, served.tokenizer, request, names)",
+        "_prompt(served.tokenizer, request, names)",
         None,
     ),
 ]

@@ -111,7 +111,7 @@ def test_a_client_that_leaves_within_its_body_never_gets_in() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
     asyncio.run(Door(app, Serve())(scope, receive, send))
     assert (entered, sent, messages) == ([], [], [])
 

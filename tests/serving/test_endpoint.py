@@ -18,7 +18,7 @@ from openai import APIStatusError, OpenAI
 from moe.generation.engine import Answer, Sampling, generate
 from moe.text.chat import prompt_ids
 from tests import readme
-from tests.serving.conftest import CONTEXT, Tiny, until_closed
+from tests.serving.conftest import CONTEXT, Tiny, data, until_closed
 
 pytestmark = pytest.mark.ray
 QUESTION = [{"role": "user", "content": "举头望明月"}]
@@ -105,8 +105,8 @@ def test_a_stream_on_the_wire(served_address: str) -> None:
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
-    assert json.loads(events[0].removeprefix("data: "))["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert json.loads(events[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert data(events[0])["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert data(events[-3])["choices"][0]["finish_reason"] == "length"
 
 
 def test_two_streams_at_once_overlap_and_both_finish(client: OpenAI) -> None:
@@ -189,7 +189,7 @@ def asked_by_the_readme(start: str, address: str, tiny: Tiny, greedy: tuple[str,
 def test_the_readmes_curl_is_answered(served_address: str, tiny: Tiny) -> None:
     greedy = ('"stream": true', '"stream": true, "temperature": 0')
     printed, expected = asked_by_the_readme("curl", served_address, tiny, greedy)
-    *chunks, end = [line.removeprefix("data: ") for line in printed.splitlines() if line]
+    *chunks, end = [line.removeprefix("data: ") for line in printed.splitlines() if line.startswith("data: ")]
     assert end == "[DONE]"
     assert "".join(json.loads(chunk)["choices"][0]["delta"].get("content", "") for chunk in chunks) == expected
 

@@ -16,10 +16,10 @@ from conf.errors import InputError
 from conf.knobs.running import Auth, Serve
 from serving import proxy
 from serving.app import endpoint
+from serving.dialects.strict import ApiError
 from serving.door import Door
 from serving.keys import Key, Limits, admitted, holder
 from serving.proxy import environment, settings
-from serving.schema import ApiError
 from tests.serving.test_behind_door import says
 from tests.serving.test_door import refusal
 

@@ -1,7 +1,6 @@
 """What /metrics says, read as Prometheus reads it."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 
 import httpx
@@ -12,7 +11,7 @@ from moe.generation.engine import Engine
 from serving.app import endpoint
 from serving.decoding import DecodingThread
 from serving.replies import Served
-from tests.serving.conftest import CONTEXT, Tiny
+from tests.serving.conftest import CONTEXT, Tiny, data
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], "temperature": 0, "max_tokens": 5}
 Figures = dict[str, float]
@@ -90,7 +89,7 @@ def test_a_stop_string_ends_an_answer_as_a_stop_does(tiny: Tiny) -> None:
         response = await client.post(
             "/v1/chat/completions", json=ASK | {"stop": whole[1:3], "stream": True, "max_tokens": 900}
         )
-        events = [json.loads(line[6:]) for line in response.text.split("\n\n") if line.startswith("data: {")]
+        events = [data(each) for each in response.text.split("\n\n") if "data: {" in each]
         assert events[-1]["choices"][0]["finish_reason"] == "stop"
         found = await figures(client)
         assert (found["request_success_total:length"], found["request_success_total:stop"]) == (1, 1)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cluster.feedback import for_training
@@ -38,14 +39,30 @@ def test_an_answer_streams_is_stopped_and_goes_on(page: Any) -> None:
     assert re.fullmatch(r"\d+ tokens · [\d.]+ tokens/s · first after \d+\.\d\d s", page.inner_text(".rate"))
 
 
-def test_a_reload_in_mid_stream_keeps_what_had_come_and_offers_to_go_on(page: Any) -> None:
+def left(page: Any) -> dict[str, Any]:
+    """The answer in mid-stream, as the page was left with it."""
     say(page, "你好", whole=False)
     until(page, "document.querySelector('.assistant .text').innerText.length > 40")
     page.reload()
-    page.wait_for_selector(".note")
-    assert page.inner_text(".note").startswith("The page was left before the answer's end")
     (answer,) = [turn for turn in kept(page)["turns"].values() if turn["role"] == "assistant"]
     assert len(answer["content"]) > 40
+    return dict(answer)
+
+
+def test_a_reload_in_mid_stream_goes_on_by_itself_with_the_same_words(page: Any, address: str) -> None:
+    answer = left(page)
+    page.wait_for_selector(".note")  # it is as long as an answer may be
+    shown = kept(page)["turns"][answer["id"]]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "你好"}], **answer["sampling"]}
+    whole = httpx.post(f"{address}v1/chat/completions", json=body, timeout=600).json()
+    assert (shown["state"], shown["content"]) == ("done", whole["choices"][0]["message"]["content"])
+
+
+def test_a_reload_keeps_what_had_come_and_offers_to_go_on_where_the_stream_is_gone(page: Any) -> None:
+    page.route("**/v1/stream/*", lambda route: route.fulfill(status=404, body='{"error": {"message": "gone"}}'))
+    answer = left(page)
+    page.wait_for_selector(".note")
+    assert page.inner_text(".note").startswith("The page was left before the answer's end")
     page.get_by_role("button", name="Go on").click()
     page.wait_for_selector("#send:visible")
     assert kept(page)["turns"][answer["id"]]["content"].startswith(answer["content"])
@@ -173,11 +190,18 @@ def test_the_votes_of_the_page_are_what_the_stage_ranks(store: Path, page: Any) 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
+        "an answer goes on by itself after a reload, and no word comes twice",
+        "serving/page/main.js",
+        "next: event.number + 1 }",
+        "next: event.number }",
+        "test_a_reload_in_mid_stream_goes_on_by_itself_with_the_same_words",
+    ),
+    (
         "a reload in mid-stream loses nothing that had come",
         "serving/page/main.js",
         "for (const stream of streams.values()) talks.save(stream.talk);",
         "for (const stream of streams.values()) talks.remove(stream.talk);",
-        "test_a_reload_in_mid_stream_keeps_what_had_come_and_offers_to_go_on",
+        "test_a_reload_keeps_what_had_come_and_offers_to_go_on_where_the_stream_is_gone",
     ),
     (
         "a vote on the page says what was answered",

@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 
-from serving.schema import ApiError, ChatRequest, parse
+from serving.dialects.strict import ApiError, parse
+from serving.schema import ChatRequest
 
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -56,7 +58,10 @@ def test_edges_of_every_bound_are_accepted() -> None:
         ("messages", [], "messages"),
         ("messages", HELLO["messages"] * 257, "messages"),
         ("messages", [{"role": "robot", "content": "x"}], "messages[0].role"),
-        ("messages", [{"role": "tool", "content": "x"}], "messages[0].role"),
+        ("messages", [{"role": "tool", "content": "x"}], "messages[0]"),
+        ("messages", [{"role": "user", "content": "x", "tool_call_id": "c"}], "messages[0]"),
+        ("messages", [{"role": "user", "content": "x", "tool_calls": [CALL]}], "messages[0]"),
+        ("messages", [{"role": "assistant", "tool_calls": []}], "messages[0].content"),
         ("messages", [{"role": "user"}], "messages[0].content"),
         ("messages", [{"role": "user", "content": None}], "messages[0].content"),
         ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
@@ -70,8 +75,13 @@ def test_edges_of_every_bound_are_accepted() -> None:
         ("presence_penalty", 0.5, "presence_penalty"),
         ("presence_penalty", False, "presence_penalty"),
         ("logprobs", True, "logprobs"),
-        ("tools", [{"type": "function"}], "tools"),
-        ("response_format", {"type": "json_object"}, "response_format"),
+        ("tools", [{"type": "function"}], "tools[0].function"),
+        ("tools", [{"type": "web_search"}], "tools[0].type"),
+        ("tools", [{"type": "function", "function": {"name": "a b"}}], "tools[0].function.name"),
+        ("tool_choice", "always", "tool_choice"),
+        ("tool_choice", {"type": "function"}, "tool_choice.function"),
+        ("top_k", -1, "top_k"),
+        ("response_format", {"type": "xml"}, "response_format.type"),
         ("chat_template", "{{ 1 }}", "chat_template"),
     ],
 )
@@ -126,6 +136,12 @@ def test_a_label_is_accepted_at_any_value_and_named_in_a_warning() -> None:
 
 
 def test_contradictions_are_refused() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert "tools: 'f' is there twice" in str(refusal(tools=tools * 2))
+    assert "tool_choice='required' needs tools" in str(refusal(tool_choice="required"))
+    assert "'g' is none of the tools" in str(
+        refusal(tools=tools, tool_choice={"type": "function", "function": {"name": "g"}})
+    )
     assert "needs an assistant's message" in str(refusal(continue_final_message=True))
     assert "max_tokens=1 and max_completion_tokens=2 differ" in str(refusal(max_tokens=1, max_completion_tokens=2))
     assert "stop=''" in str(refusal(stop=["a", ""]))
@@ -161,14 +177,14 @@ def test_parts_are_joined_and_developer_is_system() -> None:
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what would change the answer is refused by name",
-        "serving/schema.py",
+        "serving/dialects/strict.py",
         "if labels is not None and name not in labels:",
         "if labels is not None and not name:",
         None,
     ),
     (
         "a label that changes nothing is named in a warning",
-        "serving/schema.py",
+        "serving/dialects/strict.py",
         'kept["ignored"].append(name)',
         "pass",
         None,

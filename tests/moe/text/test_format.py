@@ -228,8 +228,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "nobody types a special token into a template",
         "moe/text/rendering.py",
-        'content = names.sub(lambda found: f"{found[0][0]}{dropped}{found[0][1:]}", content)',
-        "pass",
+        'return names.sub(lambda found: f"{found[0][0]}{dropped}{found[0][1:]}", value)',
+        "return value",
         "test_a_thousand_hostile_texts_open_and_close_nothing",
     ),
     (
