@@ -225,7 +225,7 @@ class ResponseReply(Reply):
         yield self._event("function_call_arguments.done", **named, name=call.name, arguments=call.arguments)
         yield self._event("output_item.done", output_index=place, item=item)
 
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, /, **fields: Any) -> str:
         kind = f"response.{name}"
         made = event({"type": kind, "sequence_number": self._count} | fields, kind)
         self._count += 1
