@@ -7,9 +7,10 @@ One tree serves every job. A field is documented beside it, in `conf/knobs`; a v
 from dataclasses import dataclass, field
 
 from conf.errors import InputError
-from conf.knobs.alignment import Cohft, Hfft, Inspect, Judge, Ppo, Rank, Replay, Reward, Tasks
+from conf.knobs.alignment import Cohft, Hfft, Judge, Rank, Reward, Tasks
 from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
+from conf.knobs.reinforcement import Inspect, Ppo, Replay
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
 from conf.knobs.text import Corpus, Forget, Tokenizer, Tokens, Why
 from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Sft, Spikes

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from conf.knobs.alignment import Advantages, Ppo
+from conf.knobs.reinforcement import Advantages, Ppo
 from rlhf.losses import gae as generalised
 from rlhf.losses import whiten
 

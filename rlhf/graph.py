@@ -10,8 +10,8 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from cluster.room import bundle, check_room
-from conf.knobs.alignment import Advantages
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import Advantages
 from conf.schema import Config
 from moe.generation.engine import Sampling
 from moe.tasks.task import Sample, Verdict

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from conf.knobs.alignment import KlIn, Ppo
+from conf.knobs.reinforcement import KlIn, Ppo
 from moe.decoder import Decoder, Hidden
 from moe.training.objectives import Batch as Columns
 from moe.training.objectives import Loss, Objective

@@ -25,8 +25,8 @@ from cluster.stopping import Request, deferred
 from cluster.storage import write_json
 from cluster.tracking.tracker import Tracker
 from conf.errors import InputError
-from conf.knobs.alignment import KlIn, Ppo, Start
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import KlIn, Ppo, Start
 from conf.schema import Config
 from moe.formats import hugging_face
 from moe.generation.engine import Sampling

@@ -21,7 +21,7 @@ from torch import Tensor
 from cluster.agreement import plain
 from cluster.storage import write_file
 from conf.errors import InputError
-from conf.knobs.alignment import Ppo
+from conf.knobs.reinforcement import Ppo
 from moe.tasks.task import Sample, Verdict
 from rlhf.messages import Assessed, Batch, Key, Response, pad
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conf.errors import InputError
-from conf.knobs.alignment import Ppo, Rank
+from conf.knobs.alignment import Rank
+from conf.knobs.reinforcement import Ppo
 from moe.tasks.task import Sample
 from moe.text.chat import naming, prompt_ids
 from moe.text.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cluster import fault
-from conf.knobs.alignment import Ppo
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import Ppo
 from moe.formats import hugging_face
 from rlhf.actors.trained import Trained
 from rlhf.forward import slices, spread, token_values

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cluster import fault
-from conf.knobs.alignment import Advantages, Ppo
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import Advantages, Ppo
 from moe.formats import hugging_face
 from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer

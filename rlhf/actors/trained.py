@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cluster import fault
 from conf.errors import InputError
-from conf.knobs.alignment import Ppo
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import Ppo
 from conf.knobs.training import Optim, Optimizer
 from moe.decoder import Decoder
 from moe.kernels.allocator import keep_buffers

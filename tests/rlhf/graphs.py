@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from conf.knobs.alignment import Advantages, Ppo, Tasks
+from conf.knobs.alignment import Tasks
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import Advantages, Ppo
 from conf.knobs.running import Cluster, Run
 from conf.schema import Config
 from moe.tasks.task import Source

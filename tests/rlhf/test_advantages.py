@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conf.knobs.alignment import Advantages, Ppo
+from conf.knobs.reinforcement import Advantages, Ppo
 from rlhf.advantages import ADVANTAGES, gae, group, leave_one_out
 from rlhf.losses import at_the_end
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from conf.knobs.alignment import Ppo, Start
 from conf.knobs.model import Parent
+from conf.knobs.reinforcement import Ppo, Start
 from conf.schema import Config
 from moe.tasks.task import Verdict
 from rlhf import compare, ppo

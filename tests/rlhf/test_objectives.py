@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conf.knobs.alignment import KlIn
+from conf.knobs.reinforcement import KlIn
 from moe.decoder import SCALAR, Decoder
 from moe.training.step import Taken, gradients
 from rlhf.forward import token_logprobs, token_values

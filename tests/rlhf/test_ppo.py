@@ -16,8 +16,8 @@ from cluster import stopping
 from cluster.stopping import Stopped, stoppable
 from cluster.tracking.tracker import read_metrics
 from conf.errors import InputError
-from conf.knobs.alignment import Advantages
 from conf.knobs.model import Compute, Precision
+from conf.knobs.reinforcement import Advantages
 from conf.schema import Config
 from rlhf.actors.calls import ActorFailed
 from rlhf.graph import Graph

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import InputError
-from conf.knobs.alignment import Advantages, KlIn
+from conf.knobs.reinforcement import Advantages, KlIn
 from moe.tasks.task import Sample, Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf.inspect import GREEN, RED, lines

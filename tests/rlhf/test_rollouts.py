@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from conf.errors import InputError
-from conf.knobs.alignment import Ppo, Rank
+from conf.knobs.alignment import Rank
+from conf.knobs.reinforcement import Ppo
 from conf.knobs.text import Tokenizer as Settings
 from moe.tasks.task import Sample
 from moe.text.tokenizer import Tokenizer

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from conf.knobs.alignment import Ppo
 from conf.knobs.model import Model
+from conf.knobs.reinforcement import Ppo
 from conf.knobs.text import Tokenizer as Settings
 from moe.decoder import Decoder, new_decoder
 from moe.formats import hugging_face

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conf.errors import InputError
-from conf.knobs.alignment import Advantages, Ppo
 from conf.knobs.model import Precision
+from conf.knobs.reinforcement import Advantages, Ppo
 from moe.formats import hugging_face
 from moe.generation.engines import Ours
 from moe.text.defaults import Defaults
