@@ -65,12 +65,13 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "sft.curriculum": {_DECIDES: "stages revisit pace"},
     "rank": {
         _DECIDES: "prompts answers temperatures max_new_tokens principles margin judges weights",
-        _FREE: "actors timeout feedback",  # not on how many answer at once, and on what is in the file, not on its name
+        _FREE: "actors timeout labelled feedback",  # not on how many answer at once; on what people said, not on where
     },
     "judge": {
         _DECIDES: "url model folder compare votes temperature max_new_tokens retries",
         _FREE: "key_env concurrency per_minute timeout max_missing",
     },
+    "label": {_FREE: "files out"},
     "reward": _and({_DECIDES: "loss principles files max_bad_fraction row_length held_out"}),
     "hfft": _and({_DECIDES: _RANKINGS}),
     "cohft": _and({_DECIDES: f"{_RANKINGS} plain mask"}),

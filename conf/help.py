@@ -35,6 +35,7 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "trainers.evaluate": "evaluate tasks tracker run",
     "trainers.prune": "prune evaluate run",
     "rlhf.rank": "rank judge parent tasks cluster run",
+    "rlhf.judges.label": "label run",
     "rlhf.ppo": "ppo parent compute checkpoints evaluate tasks pipeline cluster tracker run sweep",
     "rlhf.inspect": "inspect run",
     "rlhf.replay": "replay run cluster",

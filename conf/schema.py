@@ -7,7 +7,7 @@ One tree serves every job. A field is documented beside it, in `conf/knobs`; a v
 from dataclasses import dataclass, field
 
 from conf.errors import InputError
-from conf.knobs.alignment import Cohft, Hfft, Judge, Rank, Reward, Tasks
+from conf.knobs.alignment import Cohft, Hfft, Judge, Label, Rank, Reward, Tasks
 from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.reinforcement import Inspect, Ppo, Replay
@@ -40,6 +40,7 @@ class Config:
     sft: Sft = field(default_factory=Sft)
     rank: Rank = field(default_factory=Rank)
     judge: Judge = field(default_factory=Judge)
+    label: Label = field(default_factory=Label)
     reward: Reward = field(default_factory=Reward)
     hfft: Hfft = field(default_factory=Hfft)
     cohft: Cohft = field(default_factory=Cohft)

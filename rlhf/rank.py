@@ -30,10 +30,12 @@ from rlhf.judges import ai, feedback, rules
 from rlhf.judges.agreement import agreement
 from rlhf.judges.feedback import Told
 from rlhf.judges.opinions import Asked, Opinion, placed, together
+from rlhf.judges.people import EXACT, People
 from rlhf.messages import Response
 from rlhf.rollouts import Query, fitting, ranked
 
 TOGETHER = 128  # requests of one call
+_BESIDE = ("feedback", "labelled")  # knobs that no result hangs on
 
 
 def reads(cfg: Config, there: Collection[str]) -> list[str]:
@@ -72,13 +74,15 @@ def main(cfg: Config) -> dict[str, float]:
     check(cfg)
     domain = Domain.of(cfg.tasks)
     principles = domain.chosen(cfg.rank.principles)
-    people = feedback.told(feedback.store(cfg), principles) if Judges.feedback in cfg.rank.judges else None
-    if people and not _samples(cfg.rank):
-        return of_people(people, cfg, principles)
+    told = feedback.told(feedback.store(cfg), principles) if Judges.feedback in cfg.rank.judges else None
+    if told and not _samples(cfg.rank):
+        return of_votes(told, cfg, principles)
+    people = People.of(cfg) if Judges.people in cfg.rank.judges else None
     if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
         make(cfg, "parent")
-    settings = decisive(cfg, principles, people)
-    with open_stage(cfg, "ranked", reads=reads(cfg, present(cfg)), settings=settings) as stage:
+    settings = decisive(cfg, principles, told) | ({"people": people.digests} if people else {})
+    needs, cheap = reads(cfg, present(cfg)), people is not None and _only_people(cfg)
+    with open_stage(cfg, "ranked", reads=needs, settings=settings, measures=cheap) as stage:
         if stage.done:
             return stage.metrics
         chat, tasks = stage.input(origin), stage.input("tasks")
@@ -91,30 +95,40 @@ def main(cfg: Config) -> dict[str, float]:
             answer=cfg.rank.max_new_tokens,
             knob="rank.max_new_tokens",
         )
-        connect(cfg.cluster)
-        answers = answered(queries, tokenizer, chat, cfg)
+
+        def sampled() -> dict[str, list[dict[str, Any]]]:
+            connect(cfg.cluster)
+            return answered(queries, tokenizer, chat, cfg)
+
+        answers = people.answers(cfg, needs, sampled) if people else sampled()
         asked = [Asked(query.sample, answers[query.sample.id]) for query in queries]
+        if people:
+            people.ask(asked, principles, cfg.rank.labelled)
         opinions: dict[str, list[Opinion]] = {}
         metrics: dict[str, float] = {}
         if Judges.rules in cfg.rank.judges:
             opinions["rules"] = rules.opinions(asked, domain.judge(tasks), principles)
         if Judges.ai in cfg.rank.judges:
+            connect(cfg.cluster)
             opinions["ai"], metrics = ai.opinions(asked, principles, cfg)
+        if people:
+            opinions["people"], more = people.opinions(asked, principles)
+            metrics |= more
         rankings = [
             ranking(each, {judge: by_query[place] for judge, by_query in opinions.items()}, cfg.rank)
             for place, each in enumerate(asked)
         ]
         if len(opinions) > 1:
             metrics |= agreement(rankings, principles)
-        if people:
-            rankings, metrics = rankings + people.rankings, metrics | people.metrics
-        written(stage.folder, rankings, people)
+        if told:
+            rankings, metrics = rankings + told.rankings, metrics | told.metrics
+        written(stage.folder, rankings, told)
         return stage.finish({**summary(rankings, principles), **metrics})
 
 
-def of_people(people: Told, cfg: Config, principles: Sequence[str]) -> dict[str, float]:
-    """The stage where people alone judge. It takes no time, and its old rankings have what somebody has asked to be
-    forgotten: whenever the store has changed it is made again, and nobody is asked."""
+def of_votes(people: Told, cfg: Config, principles: Sequence[str]) -> dict[str, float]:
+    """The stage where people's votes alone judge. It takes no time, and its old rankings have what somebody has asked
+    to be forgotten: whenever the store has changed it is made again, and nobody is asked."""
     if not people.rankings:
         raise InputError(
             f"{feedback.store(cfg)}: its {people.metrics['feedback/votes']:.0f} votes compare no two answers yet; "
@@ -129,11 +143,13 @@ def of_people(people: Told, cfg: Config, principles: Sequence[str]) -> dict[str,
 
 
 def _only_people(cfg: Config) -> bool:
-    """Whether people alone made the rankings that are there: others' took hours."""
+    """Whether what others than people said in the rankings that are there is soon said again: the answers that people
+    were asked about are kept, an AI judge's replies too."""
     try:
-        return bool(read_manifest(cfg.run.folder / "ranked")["config"]["rank"].get("judges") == ["feedback"])
+        judges = read_manifest(cfg.run.folder / "ranked")["config"]["rank"].get("judges", [])
     except Damaged:
         return False
+    return "people" in judges or bool(judges == ["feedback"])
 
 
 def written(folder: Path, rankings: Sequence[dict[str, Any]], people: Told | None) -> None:
@@ -145,12 +161,12 @@ def written(folder: Path, rankings: Sequence[dict[str, Any]], people: Told | Non
 def decisive(cfg: Config, principles: Sequence[str], people: Told | None = None) -> dict[str, Any]:
     """What the stage's result hangs on; of people's conversations each by name, so that the manifest says which it has.
     The rules alone know nothing of other judges' knobs, nor did runs that were made before there were others."""
-    knobs = {name: getattr(cfg.rank, name) for name in cfg.rank.__dataclass_fields__ if name != "feedback"}
+    knobs = {name: getattr(cfg.rank, name) for name in cfg.rank.__dataclass_fields__ if name not in _BESIDE}
     knobs["principles"] = list(principles)
     heard = {"feedback": {"conversations": people.conversations}} if people else {}
     if not _samples(cfg.rank):
         return {"rank": {"judges": knobs["judges"], "principles": knobs["principles"]}, **heard}
-    if Judges.ai not in cfg.rank.judges and people:
+    if Judges.ai not in cfg.rank.judges and cfg.rank.judges != [Judges.rules]:
         return {"rank": knobs, **heard}
     if cfg.rank.judges == [Judges.rules]:
         return {"rank": {name: value for name, value in knobs.items() if name not in ("judges", "weights")}}
@@ -204,17 +220,25 @@ def ranking(asked: Asked, opinions: Mapping[str, Opinion], cfg: Rank) -> dict[st
     """The query with its answers; each gets `scores` per principle, their mean `total`, and the places that the scores
     come to (0 the best): `ranks` per principle and `rank`. The rules alone add their `reasons`; of other judges each
     answer has, under `judges`, what every one of them gave it and why, and the query `unjudged` says under which
-    principles one had no verdict: there no answer has a rank."""
-    own = {judge: placed(opinion.scores, opinion.why, cfg.margin) for judge, opinion in opinions.items()}
+    principles one had no verdict: there no answer has a rank. What people `said` of a query stands with it."""
+    margins = {judge: EXACT if judge == "people" else cfg.margin for judge in opinions}
+    own = {judge: placed(opinion.scores, opinion.why, margins[judge]) for judge, opinion in opinions.items()}
     missing = {judge: dict(opinion.missing) for judge, opinion in opinions.items() if opinion.missing}
     if list(own) == ["rules"]:
         more = own["rules"]
     else:
-        more = placed(together(opinions, cfg.weights), [{} for _ in asked.answers], cfg.margin)
+        margin = max(margins.values())
+        more = placed(together(opinions, cfg.weights), [{} for _ in asked.answers], margin)
         for place, answer in enumerate(more):
             answer["judges"] = {judge: given[place] for judge, given in own.items()}
     answers = [{**answer, **given} for answer, given in zip(asked.answers, more, strict=True)]
-    return asked.query.line | {"answers": answers} | ({"unjudged": missing} if missing else {})
+    said = {judge: list(opinion.said) for judge, opinion in opinions.items() if opinion.said}
+    return (
+        asked.query.line
+        | {"answers": answers}
+        | ({"unjudged": missing} if missing else {})
+        | ({"said": said} if said else {})
+    )
 
 
 def summary(rankings: Sequence[dict[str, Any]], principles: Sequence[str]) -> dict[str, float]:

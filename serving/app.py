@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from conf.knobs.running import Serve
-from serving import asking, votes, web
+from serving import asking, labels, votes, web
 from serving.dialects import embeddings, messages, responses, shapes
 from serving.dialects.streams import Streams
 from serving.dialects.strict import ApiError, parse
@@ -33,8 +33,9 @@ def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = ()) -> FastAPI:
         yield
         streams.close()
         served.decoding.close()
-        if served.feedback is not None:
-            served.feedback.close()
+        for store in (served.feedback, served.labels):
+            if store is not None:
+                store.close()
 
     # A redirect would lead to whatever host the client names.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -44,6 +45,7 @@ def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = ()) -> FastAPI:
     app.add_exception_handler(HTTPException, _error_response)
     app.include_router(web.routes())
     app.include_router(votes.routes(served.feedback, served.principles))
+    app.include_router(labels.routes(served.labels))
     app.include_router(embeddings.routes(served))
     app.include_router(messages.routes(served, streams))
     app.include_router(responses.routes(served, streams))

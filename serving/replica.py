@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
-from cluster.feedback import FILE, Store
+from cluster import feedback
+from cluster.people import labels
 from conf.schema import Config
 from moe.generation.engine import Engine
 from moe.tasks.domain import Domain
@@ -27,7 +28,7 @@ ONGOING = 4096
 @serve.ingress()
 class Replica:
     def __init__(
-        self, folder: str, name: str, cfg: Config, keys: Sequence[Key], *, store: Path, principles: tuple[str, ...]
+        self, folder: str, name: str, cfg: Config, keys: Sequence[Key], *, run: Path, principles: tuple[str, ...]
     ) -> None:
         self._cfg, self._keys = cfg.serve, keys
         model, tokenizer = (
@@ -44,7 +45,8 @@ class Replica:
             context=model.cfg.context,
             version=version(Path(folder)),
             principles=principles,
-            feedback=Store(store),
+            feedback=feedback.Store(run / feedback.FILE),
+            labels=labels.Labels(run / labels.FILE),
             max_new_tokens=cfg.serve.max_new_tokens,
         )
 
@@ -78,5 +80,5 @@ def application(folder: str, name: str, cfg: Config, keys: Sequence[Key]) -> App
         health_check_period_s=5.0,
     )
     # What hangs on where the command was given, its folder and the modules beside it, is settled here.
-    more = {"store": cfg.run.folder / FILE, "principles": Domain.of(cfg.tasks).principles}
+    more = {"run": cfg.run.folder, "principles": Domain.of(cfg.tasks).principles}
     return deployment(Replica).bind(folder, name, cfg, keys, **more)

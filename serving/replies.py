@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cluster.feedback import Store
+from cluster.people.labels import Labels
 from moe.tasks.task import PRINCIPLES
 from moe.text.tokenizer import Tokenizer
 from serving.decoding import Answers, Busy, Closing, DecodingThread, Died, Spoilt
@@ -40,6 +41,7 @@ class Served:
     version: str | None = None  # of its weights, which `system_fingerprint` names
     principles: tuple[str, ...] = PRINCIPLES  # under which an answer can be better
     feedback: Store | None = None  # what people say of its answers
+    labels: Labels | None = None  # answers that await their ranks
 
     @property
     def hidden_size(self) -> int:

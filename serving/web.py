@@ -1,4 +1,4 @@
-"""The chat page and its files, as they lie in serving/page/, under rules by which a browser loads nothing else."""
+"""The pages, to chat and to label, as they lie in serving/page/, under rules by which a browser loads nothing else."""
 
 import hashlib
 from pathlib import Path
@@ -41,6 +41,10 @@ def routes() -> APIRouter:
     @router.get("/")
     async def index(http: Request) -> Response:
         return sent("index.html", http)
+
+    @router.get("/label")
+    async def label(http: Request) -> Response:
+        return sent("label.html", http)
 
     @router.get("/page/{name}")
     async def file(name: str, http: Request) -> Response:

@@ -76,6 +76,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "python -m rlhf.rank run.name=demo rank.judges=[feedback]": Elsewhere(
         "tests/rlhf/judges/test_feedback.py::test_the_stage_ranks_what_people_said_and_forgets_what_they_forget"
     ),
+    "python -m rlhf.judges.label": Elsewhere(
+        "tests/rlhf/judges/test_people.py::test_jsonl_goes_out_and_comes_back_as_it_was"
+    ),
     "export RAY_AUTH_MODE=token": Elsewhere("tests/cluster/test_job_submit.py::head"),
     "ray start --head": Elsewhere("tests/cluster/test_job_submit.py::head"),
     "ray job submit": Elsewhere("tests/cluster/test_job_submit.py::test_a_job_runs_on_the_cluster_it_was_submitted_to"),

@@ -62,6 +62,7 @@ class Reward(Fit):
 class Judges(Enum):
     rules = "rules"  # the domain's verdict
     ai = "ai"  # a model that is asked, see `judge`
+    people = "people"  # people, of the sampled answers, on the labelling page or from a file, see `label`
     feedback = "feedback"  # people, of the answers that the server gave them: their conversations, beside the queries
 
 
@@ -80,14 +81,18 @@ class Rank:
     max_new_tokens: int = 96
     principles: list[str] = field(default_factory=list)  # of those that the domain scores; empty: all
     margin: float = 0.05  # two answers whose scores differ by less are tied: no pair
-    judges: list[Judges] = field(default_factory=lambda: [Judges.rules])  # rules, ai, whose mean ranks; feedback
+    judges: list[Judges] = field(
+        default_factory=lambda: [Judges.rules]
+    )  # rules, ai, people: their mean ranks; feedback
     weights: dict[str, float] = field(default_factory=dict)  # of a judge's scores in that mean; unnamed: 1
+    labelled: float = 1.0  # share of the queries that people must have seen, where they judge; until then it waits
     feedback: str = ""  # the file of what people said; empty: the run's own, feedback.sqlite3
     actors: int = 2
     timeout: float = 600.0  # seconds; deadline of one remote call
 
     def __post_init__(self) -> None:
         positive("rank", self, "prompts", "max_new_tokens", "actors", "timeout")
+        share("rank", self, "labelled")
         if self.answers < 2:
             raise InputError(f"rank.answers={self.answers} must be at least 2: one answer has no rank")
         if len(set(self.principles)) == 1:
@@ -102,6 +107,14 @@ class Rank:
                 raise InputError(
                     f"rank.weights.{name}={weight} must be greater than 0; leave a judge out of rank.judges"
                 )
+
+
+@dataclass(kw_only=True)
+class Label:
+    """`rlhf.judges.label`: what awaits people's ranks, and the ranks, as JSONL for other tools and from them."""
+
+    files: list[str] = field(default_factory=list)  # .jsonl to take in: queries that await ranks, or ranks of them
+    out: str = ""  # a .jsonl file to write all of them into
 
 
 @dataclass(kw_only=True)

@@ -28,6 +28,7 @@ class Opinion:
     scores: Scores  # under the principles on which it has a verdict
     why: Sequence[Mapping[str, Any]]  # [K] what it goes by, as rankings.jsonl shall keep it
     missing: Mapping[str, str] = field(default_factory=dict)  # principle without a verdict: why there is none
+    said: Sequence[Mapping[str, Any]] = ()  # of the query as a whole, by whom and when
 
 
 def together(opinions: Mapping[str, Opinion], weights: Mapping[str, float]) -> Scores:

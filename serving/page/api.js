@@ -61,4 +61,8 @@ export async function* resumed({ id, next }, signal) {
 
 export const vote = (ballot) => post("v1/feedback", ballot);
 export const withdraw = (id) => ask(`v1/feedback/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const labels = async () => (await ask("v1/labels")).json();
+export const label = async (id) => (await ask(`v1/labels/${encodeURIComponent(id)}`)).json();
+export const rank = (id, body) => post(`v1/labels/${encodeURIComponent(id)}`, body);
+export const unrank = (id) => ask(`v1/labels/${encodeURIComponent(id)}`, { method: "DELETE" });
 export const forget = (talk) => ask(`v1/feedback?conversation=${encodeURIComponent(talk)}`, { method: "DELETE" });

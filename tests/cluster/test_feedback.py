@@ -96,7 +96,7 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what is forgotten leaves no byte",
-        "cluster/feedback.py",
+        "cluster/people/database.py",
         'connection.execute("PRAGMA secure_delete = ON")',
         'connection.execute("PRAGMA secure_delete = OFF")',
         "test_what_is_forgotten_is_in_no_byte_and_does_not_come_back",

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from cluster.feedback import Store
+from cluster.people import labels
 from conf.knobs.running import Serve
 from moe.generation.engine import Engine, Token
 from serving.app import endpoint
@@ -64,7 +65,10 @@ class Slow(Engine):
 def served(tiny: Tiny, store: Path, keys: Sequence[Key] = ()) -> Iterator[str]:
     """The address of an endpoint over `tiny`, whose answers have 200 tokens where nobody says more."""
     decoding = DecodingThread(Slow(tiny.model, 4, (tiny.tokenizer.im_end,)), waiting=8, name="tiny")
-    shown = Served("tiny", tiny.tokenizer, decoding, CONTEXT, 200, version="fp_tiny", feedback=Store(store))
+    asked = labels.Labels(store.parent / labels.FILE)
+    shown = Served(
+        "tiny", tiny.tokenizer, decoding, CONTEXT, 200, version="fp_tiny", feedback=Store(store), labels=asked
+    )
     server = uvicorn.Server(uvicorn.Config(endpoint(shown, Serve(), keys), port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()

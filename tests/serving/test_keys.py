@@ -182,7 +182,8 @@ def test_a_page_that_the_settings_name_may_ask_first_and_read_why_it_was_refused
 
 def test_the_endpoint_asks_for_the_key_as_well_and_answers_a_page_that_asks_first() -> None:
     class Nobody:
-        name, created, decoding, context, version, principles, feedback = "tiny", 0, None, 8, None, (), None
+        name, created, decoding, context, version, principles = "tiny", 0, None, 8, None, ()
+        feedback = labels = None
 
     async def run() -> None:
         cfg = Serve(origins=["https://page.example"])

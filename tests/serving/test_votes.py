@@ -31,7 +31,7 @@ class Nobody:
     name, created, decoding, context, version, principles = "tiny", 0, None, 8, "fp_1", ("helpful", "clear")
 
     def __init__(self, feedback: Store | None) -> None:
-        self.feedback = feedback
+        self.feedback, self.labels = feedback, None
 
 
 def serving(
