@@ -20,7 +20,7 @@ from rich.table import Table
 from cluster.connect import connect
 from cluster.memory import PeakMemory, where
 from cluster.progress import clock, shown_number
-from cluster.run import JOBS, locked, missing, present
+from cluster.run import JOBS, locked, missing, present, stage_folder
 from cluster.stopping import Stopped, stoppable
 from cluster.storage import read_json, write_json
 from cluster.tracking.tracker import to_json
@@ -103,7 +103,7 @@ def _module(stage: str) -> str:
 
 
 def _run(body: Any, row: Ran, cfg: Config) -> None:
-    folder = cfg.run.folder / row.stage
+    folder = stage_folder(cfg, row.stage)
     before, cut_short = _manifest(folder), (folder / "stage.json").exists()
     began = time.monotonic()
     try:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from cluster.costs import Costs
+from cluster.pages.comparison import comparison
+from cluster.pages.numbers import number
 from cluster.plots import Line, Panel, heat_map, line_plot
 from cluster.run import JOBS, read_manifest
 from cluster.storage import write_file
@@ -63,7 +65,7 @@ def page(run: str, folder: Path, stages: Sequence[str]) -> str:
     sections = {
         "Stages": _stages(manifests),
         "Before and after reinforcement learning": _before_after(manifests),
-        "Compared on the same held-out queries": _compared(folder / "compared" / "comparison.json", stages),
+        "Compared on the same held-out queries": comparison(folder / "compared") if "compared" in stages else "",
         "The same prompts after each stage": _samples(samples) if samples.exists() else "",
         "Losses": _curves(rows, _TRAINED, _LOSS.fullmatch, "loss"),
         "Against a dense twin": _twin(manifests, rows),
@@ -97,7 +99,7 @@ def _stages(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, manifest in manifests.items():
         metrics = [
-            f"<span><b>{escape(key)}</b> {_number(value)}</span>"
+            f"<span><b>{escape(key)}</b> {number(value)}</span>"
             for key, value in manifest["metrics"].items()
             if _is_number(value)
         ]
@@ -118,43 +120,13 @@ def _before_after(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     before, after = manifests["chat"]["metrics"], manifests["rl"]["metrics"]
     names = [name for name in after if _is_number(after[name]) and _is_number(before.get(name))]
     rows = "".join(
-        f'<tr><th>{escape(name)}</th><td class="n">{_number(before[name])}</td>'
-        f'<td class="n">{_number(after[name])}</td>'
-        f'<td class="n">{_number(after[name] - before[name], signed=True)}</td></tr>'
+        f'<tr><th>{escape(name)}</th><td class="n">{number(before[name])}</td>'
+        f'<td class="n">{number(after[name])}</td>'
+        f'<td class="n">{number(after[name] - before[name], signed=True)}</td></tr>'
         for name in names
     )
     head = '<th>Metric</th><th class="n">chat</th><th class="n">rl</th><th class="n">change</th>'
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>' if rows else ""
-
-
-def _compared(path: Path, stages: Sequence[str]) -> str:
-    """Each measure of each model with its 95 % interval, and how far it is from the chat model's, query by query; what
-    is surely more or less than that is marked."""
-    if "compared" not in stages:
-        return ""
-    models = json.loads(path.read_text(encoding="utf-8"))
-    names = sorted({name for cells in models.values() for name in cells}, key=lambda name: ("/" in name, name))
-    head = "".join(f'<th class="n">{escape(model)}</th>' for model in models)
-    body = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(_interval(cells.get(name)) for cells in models.values())}</tr>"
-        for name in names
-    )
-    return (
-        "<p>Means over the queries, in brackets their 95 % bootstrap intervals. Below: the difference from chat on the "
-        "same queries; ▲ or ▼ where its interval leaves zero out.</p>"
-        f'<div class="wide"><table><thead><tr><th>Measure</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
-
-
-def _interval(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return "<td></td>"
-    told = _number(cell["mean"]) + (f" [{_number(cell['low'])}, {_number(cell['high'])}]" if "low" in cell else "")
-    if gain := cell.get("gain"):
-        mean, low, high = (gain[name] for name in ("mean", "low", "high"))
-        mark = "▲ " if low > 0 else "▼ " if high < 0 else ""
-        told += f"<br>{mark}{_number(mean, signed=True)} [{_number(low, signed=True)}, {_number(high, signed=True)}]"
-    return f'<td class="n">{told}</td>'
 
 
 def _samples(path: Path) -> str:
@@ -206,12 +178,12 @@ def _twin(manifests: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Rows]) 
     final = twin.held_out[-1][1]
     sizes = [manifests[stage]["metrics"] for stage in ("base", "twin")]
     table = {
-        "parameters": [_number(size["parameters"]) for size in sizes],
-        "of these active for a token": [_number(size["active_parameters"]) for size in sizes],
-        "held-out loss at the end": [_number(costs.held_out[-1][1]) for costs in both.values()],
-        "tokens per second": [_number(costs.tokens_per_second) for costs in both.values()],
+        "parameters": [number(size["parameters"]) for size in sizes],
+        "of these active for a token": [number(size["active_parameters"]) for size in sizes],
+        "held-out loss at the end": [number(costs.held_out[-1][1]) for costs in both.values()],
+        "tokens per second": [number(costs.tokens_per_second) for costs in both.values()],
         "time, evaluations left out": [_duration(costs.seconds[-1]) for costs in both.values()],
-        f"time until the twin's last held-out loss, {_number(final)}": [
+        f"time until the twin's last held-out loss, {number(final)}": [
             "not reached" if (seconds := costs.until(final)) is None else _duration(seconds) for costs in both.values()
         ],
     }
@@ -255,7 +227,7 @@ def _lines(rows: Rows, match: Callable[[str], object]) -> list[Any]:
 
 def _figure(title: str, lines: Sequence[Any], *, prefix: str = "", xlabel: str = "step") -> str:
 
-    last = " · ".join(f"{escape(line.label)} {_number(line.values[-1])}" for line in lines)
+    last = " · ".join(f"{escape(line.label)} {number(line.values[-1])}" for line in lines)
     svg = line_plot(lines, name=prefix + title, xlabel=xlabel)
     return f"<figure><figcaption><b>{escape(title)}</b><span>last: {last}</span></figcaption>{svg}</figure>"
 
@@ -328,15 +300,6 @@ def _cell(share: float, experts: int) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: float, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    if not math.isfinite(value):
-        return str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):{sign},}"
-    return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
 
 
 def _duration(seconds: float) -> str:

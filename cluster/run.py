@@ -197,6 +197,11 @@ def open_stage(
             raise
 
 
+def stage_folder(cfg: Config, stage: str) -> Path:
+    """Where the job of a stage writes: reinforcement learning under another name writes beside rl."""
+    return cfg.run.folder / (cfg.ppo.stage if stage == "rl" else stage)
+
+
 def present(cfg: Config, *, finished: bool = False) -> set[str]:
     """The stages that the run has finished, or at least begun."""
     marks = (MANIFEST,) if finished else (MANIFEST, INTENT)

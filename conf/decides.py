@@ -78,12 +78,15 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "cohft.en": {_DECIDES: _PHRASES},
     "cohft.zh": {_DECIDES: _PHRASES},
     "ppo": {
-        _DECIDES: "start prompts samples keep max_new_tokens rewards advantages epochs minibatches accumulate lr "
-        "critic_lr clip value_clip gamma lam kl_coef kl_in grad_clip critic_warmup replay replay_tasks replay_weight",
+        _DECIDES: "start prompts samples keep max_new_tokens rewards terms normalise ensemble advantages epochs "
+        "minibatches accumulate lr critic_lr clip dual_clip value_clip gamma lam whiten cut_off kl_coef kl_in "
+        "kl_estimate kl_target kl_horizon entropy_coef stop_kl grad_clip critic_warmup replay replay_tasks "
+        "replay_weight",
         _LASTS: "iterations",
-        _ROUNDS: "rollouts",  # the same answers, but what is decoded together moves the last bit of their log-probs
-        _FREE: "save_every timeout restarts keep_samples keep_samples_mb",
+        _ROUNDS: "rollouts micro_tokens",  # what is computed together moves the last bit
+        _FREE: "name max_kl max_disagreement save_every timeout restarts keep_samples keep_samples_mb",
     },
+    "compare": {_MEASURES: "models wins reward"},
     "inspect": {_FREE: "step queries query"},
     "replay": {_FREE: "step"},
     "evaluate": {

@@ -39,7 +39,7 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "rlhf.ppo": "ppo parent compute checkpoints evaluate tasks pipeline cluster tracker run sweep",
     "rlhf.inspect": "inspect run",
     "rlhf.replay": "replay run cluster",
-    "rlhf.compare": "evaluate tasks pipeline cluster tracker run",
+    "rlhf.compare": "compare judge evaluate tasks pipeline cluster tracker run",
     "moe.convert": "convert parent run",
     "moe.plan": "plan gpu model parent compute optim pretrain tokens tokenizer serve cluster",
     "serving.serve": "serve tasks run cluster",

@@ -10,7 +10,7 @@ from conf.errors import InputError
 from conf.knobs.alignment import Cohft, Hfft, Judge, Label, Rank, Reward, Tasks
 from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
-from conf.knobs.reinforcement import Inspect, Ppo, Replay
+from conf.knobs.reinforcement import Compare, Inspect, Ppo, Replay
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
 from conf.knobs.text import Corpus, Forget, Tokenizer, Tokens, Why
 from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Sft, Spikes
@@ -45,6 +45,7 @@ class Config:
     hfft: Hfft = field(default_factory=Hfft)
     cohft: Cohft = field(default_factory=Cohft)
     ppo: Ppo = field(default_factory=Ppo.left_open)
+    compare: Compare = field(default_factory=Compare)
     inspect: Inspect = field(default_factory=Inspect)
     replay: Replay = field(default_factory=Replay)
     evaluate: Evaluate = field(default_factory=Evaluate)

@@ -4,12 +4,12 @@
 `groups` are numbers, the same for answers to one query of one iteration. Only `gae` needs a critic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from conf.knobs.reinforcement import Advantages, Ppo
+from conf.knobs.reinforcement import Advantages, CutOff, Ppo
 from rlhf.losses import gae as generalised
 from rlhf.losses import whiten
 
@@ -18,10 +18,10 @@ _LEAST = 1e-6  # of a group's deviation: where all answers earn the same there i
 
 
 def gae(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: Tensor, cfg: Ppo) -> Result:
-    """Each token against the critic's values (Schulman et al. 2016), whitened over the batch."""
+    """Each token against the critic's values (Schulman et al. 2016), whitened over the batch unless told otherwise."""
     assert values is not None
     advantages, returns = generalised(rewards, values, mask, gamma=cfg.gamma, lam=cfg.lam)
-    return whiten(advantages, mask), returns
+    return whiten(advantages, mask) if cfg.whiten else advantages, returns
 
 
 def group(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: Tensor, cfg: Ppo) -> Result:
@@ -39,6 +39,12 @@ def leave_one_out(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: 
     earned = rewards.sum(1)
     others = (groups.unsqueeze(1) == groups).to(earned) - torch.eye(len(groups))
     return (earned - others @ earned / others.sum(1).clamp(min=1.0)).unsqueeze(1) * mask, None
+
+
+def heard(finished: Sequence[bool], cfg: Ppo) -> Tensor:
+    """[B, 1]: 0 for an answer that the policy shall learn nothing from (`ppo.cut_off`)."""
+    counts = [float(done or cfg.cut_off is CutOff.learn) for done in finished]
+    return torch.tensor(counts).unsqueeze(1)
 
 
 ADVANTAGES: dict[Advantages, Callable[[Tensor, Tensor | None, Tensor, Tensor, Ppo], Result]] = {

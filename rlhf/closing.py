@@ -14,14 +14,14 @@ from moe.generation.engine import Sampling
 from moe.generation.engines import Ours
 from moe.tasks.domain import Domain
 from moe.tasks.measure import read_task_file
-from moe.tasks.task import Sample
-from moe.text.chat import prompt_ids
+from moe.tasks.task import Sample, Verdict
+from moe.text.chat import answer_ids, prompt_ids
 from moe.text.tokenizer import Tokenizer
 from moe.training.parallel import take_device
-from rlhf.comparison import Answered, table
+from rlhf.comparison import Answered
 from rlhf.forward import answer_scores, slices, spread, token_logprobs
-from rlhf.messages import Key, Response, pad
-from rlhf.rewards import Scale
+from rlhf.messages import Batch, Key, Response, pad
+from rlhf.rewards import Judged, Scale, parts
 from rlhf.rollouts import Query
 
 
@@ -63,10 +63,10 @@ def nats(policy: Ours, chat: Ours, prompts: Sequence[list[int]], samplings: Sequ
 
 
 def compared(
-    folders: Mapping[str, Path], tasks: Path, reward: tuple[Path, Scale] | None, cfg: Config
-) -> tuple[dict[str, dict[str, dict[str, Any]]], list[dict[str, str]]]:
-    """(`rlhf.comparison.table`, some answers side by side) of the models in `folders`, "chat" among them, on the
-    held-out queries. One policy beside the chat model is in memory at a time."""
+    folders: Mapping[str, Path], tasks: Path, reward: tuple[Path, Scale] | None, held: Path | None, cfg: Config
+) -> tuple[dict[str, Answered], list[dict[str, str]]]:
+    """(what each of the models in `folders`, "chat" among them, answers to the held-out queries, some answers side by
+    side). `held` is a reward model that no training used. One policy beside the chat model is in memory at a time."""
     take_device(cfg.cluster)
     tokenizer, chat = Tokenizer.load(folders["chat"]), Ours.open(folders["chat"])
     queries = read_task_file(tasks / "test_prompts.jsonl", limit=cfg.evaluate.prompts)
@@ -81,16 +81,56 @@ def compared(
         scores = None
         if scorer is not None and reward is not None:
             scores = in_deviations(scorer, reward[1], tokenizer, queries, replies)
+        verdicts = [judge(query, made.text, made.finished) for query, made in zip(queries, replies, strict=True)]
         models[name] = Answered(
             texts=[made.text for made in replies],
-            verdicts=[judge(query, made.text, made.finished) for query, made in zip(queries, replies, strict=True)],
+            verdicts=verdicts,
             lengths=[len(made.tokens) for made in replies],
             scores=scores,
             nats=None if engine is chat else _far(engine, chat, tokenizer, queries, cfg),
+            terms=_terms(tokenizer, queries, replies, verdicts, scores, cfg),
+            held=None if held is None else of_text(held, queries, [made.text for made in replies]),
         )
         beside = side_by_side({name: engine}, tokenizer, shown, cfg.evaluate)
         samples = [before | more for before, more in zip(samples, beside, strict=True)]
-    return table(models, cfg.run.seed), samples
+    return models, samples
+
+
+def _terms(
+    tokenizer: Tokenizer,
+    queries: Sequence[Sample],
+    replies: Sequence[Reply],
+    verdicts: Sequence[Verdict],
+    scores: Sequence[float] | None,
+    cfg: Config,
+) -> dict[str, list[float]]:
+    """Each term of the run's reward, before its weight, summed over each answer; what a reward model says only where
+    there is one, and what several differ by never."""
+    there = {name for name in cfg.ppo.weights if name != "spread" and (name != "model" or scores is not None)}
+    weights = {name: weight for name, weight in cfg.ppo.weights.items() if name in there}
+    batch = _batch(tokenizer, queries, replies)
+    judged = Judged(
+        batch,
+        verdicts,
+        [tokenizer.written(made.tokens) for made in replies],
+        None if scores is None else torch.tensor(scores),
+        cfg.evaluate.max_new_tokens,
+        queries,
+        [made.text for made in replies],
+    )
+    return {name: part.sum(1).tolist() for name, part in parts(judged, weights, cfg.ppo.terms).items()}
+
+
+@torch.inference_mode()
+def of_text(folder: Path, queries: Sequence[Sample], texts: Sequence[str]) -> list[float]:
+    """The scores that a reward model with whatever tokenizer of its own gives to texts."""
+    scorer, tokenizer = hugging_face.load(folder), Tokenizer.load(folder)
+    rows = []
+    for query, text in zip(queries, texts, strict=True):
+        prompt, ids = prompt_ids(tokenizer, query.messages), answer_ids(tokenizer, query.messages, [text])[0]
+        ids = ids[: max(1, scorer.cfg.context - len(prompt))]
+        rows.append(Response(_NOBODYS, prompt, ids, [0.0] * len(ids), True))
+    return torch.cat([answer_scores(scorer, part) for part in slices(pad(rows))]).tolist()
 
 
 @torch.inference_mode()
@@ -98,15 +138,18 @@ def in_deviations(
     scorer: Decoder, scale: Scale, tokenizer: Tokenizer, queries: Sequence[Sample], replies: Sequence[Reply]
 ) -> list[float]:
     """The reward model's score of each reply, in standard deviations of those of the rankings."""
+    scores = torch.cat([answer_scores(scorer, part) for part in slices(_batch(tokenizer, queries, replies))])
+    return ((scores - scale.mean) / scale.std).tolist()
+
+
+def _batch(tokenizer: Tokenizer, queries: Sequence[Sample], replies: Sequence[Reply]) -> Batch:
     prompts = [prompt_ids(tokenizer, query.messages) for query in queries]
-    batch = pad(
+    return pad(
         [
             Response(_NOBODYS, prompt, made.tokens, [0.0] * len(made.tokens), made.finished)
             for prompt, made in zip(prompts, replies, strict=True)
         ]
     )
-    scores = torch.cat([answer_scores(scorer, part) for part in slices(batch)])
-    return ((scores - scale.mean) / scale.std).tolist()
 
 
 def _far(policy: Ours, chat: Ours, tokenizer: Tokenizer, queries: Sequence[Sample], cfg: Config) -> list[float]:

@@ -2,7 +2,7 @@
 model's. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,12 +27,24 @@ class Answered:
     lengths: Sequence[int]  # tokens, the end included
     scores: Sequence[float] | None  # the reward model's, in standard deviations of the rankings'; None without one
     nats: Sequence[float] | None  # log-probability of a sampled answer less the chat model's; None for that model
+    terms: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the reward, each before its weight
+    held: Sequence[float] | None = None  # scores of a reward model that no training used
+    wins: Mapping[int, float] | None = None  # {query: 1 where it is better than the chat model's answer, 0.5: as good}
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """As judges are asked about them."""
+        return [{"text": text, "finished": True} for text in self.texts]
 
     def values(self) -> dict[str, Values]:
-        """Each measure that is a mean over queries: `rules`, `reward_model`, `kl`, `length`, `task/<measure>`."""
+        """Each measure that is a mean over queries: `win_rate`, `rules`, `reward_model`, `held_out_reward`, `kl`,
+        `length`, `term/<term>`, `task/<measure>`."""
         found = {"rules": [verdict.reward for verdict in self.verdicts], "reward_model": self.scores, "kl": self.nats}
-        found["length"] = self.lengths
+        found |= {"held_out_reward": self.held, "length": self.lengths}
+        found |= {f"term/{name}": values for name, values in self.terms.items()}
         by_query = {name: dict(enumerate(map(float, of))) for name, of in found.items() if of is not None}
+        if self.wins is not None:
+            by_query["win_rate"] = dict(self.wins)
         for number, verdict in enumerate(self.verdicts):
             for name, value in verdict.measures.items():
                 by_query.setdefault(f"task/{name}", {})[number] = float(value)

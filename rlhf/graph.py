@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.room import bundle, check_room
 from conf.knobs.model import Precision
-from conf.knobs.reinforcement import Advantages
+from conf.knobs.reinforcement import Advantages, Ppo
 from conf.schema import Config
 from moe.generation.engine import Sampling
 from moe.tasks.task import Sample, Verdict
@@ -20,8 +20,8 @@ from rlhf.actors.learner import Learner
 from rlhf.actors.reference import Reference
 from rlhf.actors.reward import Reward
 from rlhf.actors.rollout import Rollout
-from rlhf.messages import Assessed, Batch, Request, Response
-from rlhf.rewards import Judged, Scale
+from rlhf.messages import Assessed, Batch, Request, Response, Scored
+from rlhf.rewards import Earned, Judged, Running, Scale
 from rlhf.supervisor import Ask, Post, Supervisor
 
 LESS = "ppo.rollouts, cluster.cpus_per_worker or cluster.gpus_per_worker"  # knobs that lower what is asked for
@@ -70,17 +70,18 @@ class Graph:
         (verdicts,) = self.supervisor.ask([Ask("reward", "judge", (queries, responses), unfit=unfit)])
         return list(verdicts)
 
-    def score(self, batch: Batch) -> Tensor:
-        """The reward model's scores [B]."""
-        (scores,) = self.supervisor.ask([_scores(batch, batch)])
-        return scores
+    def score(self, batch: Batch) -> Scored:
+        """What the reward model says of the answers."""
+        (scored,) = self.supervisor.ask([_scores(batch, batch)])
+        return scored
 
-    def earn(self, judged: Judged, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    def earn(self, judged: Judged, cfg: Ppo, running: Mapping[str, Running]) -> Earned:
         """`rlhf.rewards.total`, on the reward actor: a term may be anybody's code."""
-        (earned,) = self.supervisor.ask([Ask("reward", "earn", (judged, weights))])
-        return earned[0], earned[1], earned[2]
+        asked = (judged, cfg.weights, cfg.terms, running if cfg.normalise else None)
+        (earned,) = self.supervisor.ask([Ask("reward", "earn", asked)])
+        return earned
 
-    def assess(self, batch: Batch, model: Tensor | None = None) -> Assessed:
+    def assess(self, batch: Batch, model: Scored | None = None) -> Assessed:
         """All models at once; the reward model only where its scores are not there already."""
         shared = ray.put(batch)
         asks = {"reference": Ask("reference", "logprobs", (shared,))}
@@ -150,7 +151,14 @@ class Graph:
 
 
 def start(
-    cfg: Config, *, chat: Path, tasks: Path, reward: Path | None, scale: Scale | None, precision: Precision
+    cfg: Config,
+    *,
+    chat: Path,
+    tasks: Path,
+    reward: Path | None,
+    scale: Scale | None,
+    precision: Precision,
+    ensemble: Sequence[tuple[Path, Scale]] = (),
 ) -> Graph:
     """Start every actor that the algorithm needs. Each has one torch thread: it is the actors that run side by side.
 
@@ -172,7 +180,7 @@ def start(
     trained, device = (cfg.ppo, precision, cfg.run.seed, threads), cfg.cluster.device
     rollouts = {f"rollout {number}": post(Rollout, chat, threads, "ours", device) for number in range(cfg.ppo.rollouts)}
     posts = rollouts | {
-        "reward": post(Reward, tasks, cfg.tasks, chat, threads, reward, scale, device),
+        "reward": post(Reward, tasks, cfg.tasks, chat, threads, reward, scale, device, ensemble),
         "reference": post(Reference, chat, threads, device),
         "learner": post(Learner, chat, *trained, tasks / "train.jsonl", device, state=True),
     }
@@ -192,7 +200,8 @@ def _other_keys(asked: Sequence[Request], made: Sequence[Response]) -> str:
     return "" if same else "its answers are to other requests"
 
 
-def _no_scores(count: int, scores: Tensor) -> str:
+def _no_scores(count: int, scored: Scored) -> str:
+    scores = scored.mean + scored.spread
     if tuple(scores.shape) != (count,):
         return f"scores of shape {list(scores.shape)} for {count} answers"
     bad = int((~scores.isfinite()).sum())

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from cluster.run import stage_folder
 from conf.errors import InputError
 from conf.schema import Config
 from moe.text.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ _STEPS = (0.1, 0.35, 0.7)  # of the iteration's largest advantage: where a shade
 @job
 def main(cfg: Config) -> None:
     """Print the iteration `inspect.step` of the run."""
-    folder = cfg.run.folder / "rl"
+    folder = stage_folder(cfg, "rl")
     found = read(folder / FOLDER, cfg.inspect.step)
     tokenizer = Tokenizer.load(cfg.run.folder / found.about["policy"])
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)

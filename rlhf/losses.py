@@ -9,10 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conf.knobs.reinforcement import KlEstimate
 
-def token_rewards(earned: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+
+def token_rewards(
+    earned: Tensor,
+    logprobs: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    kl_coef: float,
+    estimate: KlEstimate = KlEstimate.k1,
+) -> Tensor:
     """What was earned at each token, less the KL penalty there (Ouyang et al. 2022, eq. 2) -> [B, T]."""
-    return (earned - kl_coef * (logprobs - reference)) * mask
+    return (earned - kl_coef * distance(logprobs, reference, estimate)) * mask
 
 
 def at_the_end(scores: Tensor, mask: Tensor) -> Tensor:
@@ -52,23 +61,34 @@ class PolicyLoss:
 
     loss: Tensor  # []
     clipped: Tensor  # [] tokens whose clipped term was the smaller one
+    bounded: Tensor  # [] tokens whose loss the dual clip bounded
     kl: Tensor  # [] old - new log-probs: a first-order estimate of KL(old || new)
 
 
-def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> PolicyLoss:
-    """The clipped surrogate (Schulman et al. 2017, eq. 7) over tokens [M]: log-probs under the new and old policy."""
+def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, clip: float, dual: float = 0.0) -> PolicyLoss:
+    """The clipped surrogate (Schulman et al. 2017, eq. 7) over tokens [M]: log-probs under the new and old policy.
+    `dual` bounds what a token with a negative advantage may cost to so many of them (Ye et al. 2020, eq. 3): where its
+    ratio is large, the surrogate has no bound. 0: none."""
     ratio = (new - old).exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = torch.maximum(plain, clipped)
+    bound = torch.where(advantages < 0, -advantages * dual, torch.inf) if dual else torch.full_like(loss, torch.inf)
     return PolicyLoss(
-        torch.maximum(plain, clipped).sum(), (clipped > plain).float().sum().detach(), (old - new).sum().detach()
+        torch.minimum(loss, bound).sum(),
+        (clipped > plain).float().sum().detach(),
+        (loss > bound).float().sum().detach(),
+        (old - new).sum().detach(),
     )
 
 
-def distance(new: Tensor, reference: Tensor) -> Tensor:
-    """An estimate of KL(new || reference) at each token [M] that is never below 0 (Schulman 2020, k3)."""
+def distance(new: Tensor, reference: Tensor, estimate: KlEstimate = KlEstimate.k3) -> Tensor:
+    """An estimate of KL(new || reference) at each token that `new` sampled (Schulman 2020, "Approximating KL
+    divergence"): k1 is right in the mean, k2 never below 0, k3 both."""
     apart = reference - new
-    return apart.exp() - apart - 1.0
+    if estimate is KlEstimate.k1:
+        return -apart
+    return apart.square() / 2 if estimate is KlEstimate.k2 else apart.exp() - apart - 1.0
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:

@@ -68,11 +68,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The reward model's scores of answers, in standard deviations of those of the rankings; of several their mean."""
+
+    mean: Tensor  # [B]
+    spread: Tensor  # [B] standard deviation over the models; 0 where there is one
+
+
+@dataclass(frozen=True)
 class Assessed:
     """What the models say of the answers that are learnt from."""
 
     reference: Tensor  # [B, T] the chat model's log-probs
-    model: Tensor | None  # [B] the reward model's scores
+    scored: Scored | None  # by the reward model
     values: Tensor | None  # [B, T] the critic's
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from conf.knobs.reinforcement import KlIn, Ppo
+from conf.knobs.reinforcement import KlEstimate, KlIn, Ppo
 from moe.decoder import Decoder, Hidden
 from moe.training.objectives import Batch as Columns
 from moe.training.objectives import Loss, Objective
@@ -15,11 +15,13 @@ def policy_objective(cfg: Ppo, again: Batch | None) -> Objective:
     """The clipped surrogate, the distance from the chat model where `ppo.kl_in=loss` says so, and the loss of the
     samples that are learnt `again`."""
 
+    estimate = KlEstimate.k3 if cfg.kl_estimate is KlEstimate.auto else cfg.kl_estimate
+
     def loss(model: Decoder, batch: Columns) -> Loss:
         new, entropy, hidden = logprobs_of(model, batch["tokens"], batch["segments"], batch["loss"])
         chosen = batch["loss"].bool()
         old, reference = batch["logprobs"][chosen], batch["reference"][chosen]
-        made = policy_loss(new, old, batch["advantages"][chosen], cfg.clip)
+        made = policy_loss(new, old, batch["advantages"][chosen], cfg.clip, cfg.dual_clip)
         count = new.shape[0]
         total = made.loss
         sums = {
@@ -29,9 +31,13 @@ def policy_objective(cfg: Ppo, again: Batch | None) -> Objective:
             "actor/entropy": entropy.sum(),
         }
         if cfg.kl_in is KlIn.loss:
-            apart = distance(new, reference).sum()
+            apart = distance(new, reference, estimate).sum()
             sums["actor/kl_loss"] = apart
             total = total + cfg.kl_coef * apart
+        if cfg.dual_clip:
+            sums["actor/pg_clipfrac_lower"] = made.bounded
+        if cfg.entropy_coef:
+            total = total - cfg.entropy_coef * entropy.sum()
         if again is not None:
             replayed = -token_logprobs(model, again)[0].mean() * count
             sums["actor/replay_loss"] = replayed
@@ -39,6 +45,7 @@ def policy_objective(cfg: Ppo, again: Batch | None) -> Objective:
         return _told(total, count, hidden, sums)
 
     names = ["actor/pg_loss", "actor/pg_clipfrac", "actor/ppo_kl", "actor/entropy"]
+    names += ["actor/pg_clipfrac_lower"] * bool(cfg.dual_clip)
     names += ["actor/kl_loss"] * (cfg.kl_in is KlIn.loss) + ["actor/replay_loss"] * (again is not None)
     return Objective("token", _answer_tokens, loss, tuple(names))
 

@@ -26,7 +26,7 @@ from cluster.storage import write_json
 from cluster.tracking.tracker import Tracker
 from conf.errors import InputError
 from conf.knobs.model import Precision
-from conf.knobs.reinforcement import KlIn, Ppo, Start
+from conf.knobs.reinforcement import KlEstimate, Ppo, Start
 from conf.schema import Config
 from moe.formats import hugging_face
 from moe.generation.engine import Sampling
@@ -36,7 +36,8 @@ from moe.text.tokenizer import Tokenizer
 from rlhf import closing as measured
 from rlhf import rewards
 from rlhf.actors.rehearsal import tasks_of
-from rlhf.advantages import ADVANTAGES
+from rlhf.advantages import ADVANTAGES, heard
+from rlhf.carried.state import Carried
 from rlhf.graph import Graph, start
 from rlhf.losses import token_rewards
 from rlhf.messages import Response, pad
@@ -60,7 +61,7 @@ def reads(cfg: Config, there: Collection[str]) -> list[str]:
 
 def check(cfg: Config) -> None:
     """Raise `InputError` for a reward or a precision that cannot be."""
-    rewards.check(cfg.ppo.rewards)
+    rewards.check(cfg.ppo.rewards, cfg.ppo.terms)
     precision(cfg)
 
 
@@ -71,7 +72,7 @@ def main(cfg: Config) -> dict[str, float]:
     check(cfg)
     scored = "model" in cfg.ppo.weights
     settings = {
-        "ppo": {**{name: getattr(cfg.ppo, name) for name in cfg.ppo.__dataclass_fields__}, "rewards": cfg.ppo.weights},
+        "ppo": cfg.ppo.decisive,
         "compute.precision": cfg.compute.precision,
         "pipeline.samples": cfg.pipeline.samples,
         **cfg.evaluate.measure(),
@@ -80,7 +81,7 @@ def main(cfg: Config) -> dict[str, float]:
         make(cfg, "parent")
     needs = reads(cfg, present(cfg))
     longer = partial(lengthened, cfg.ppo)
-    with open_stage(cfg, "rl", reads=needs, settings=settings, measured=MEASURED, longer=longer) as stage:
+    with open_stage(cfg, cfg.ppo.stage, reads=needs, settings=settings, measured=MEASURED, longer=longer) as stage:
         if stage.done:
             return stage.metrics
         chat, tasks = stage.input(origin), stage.input("tasks")
@@ -101,8 +102,16 @@ def main(cfg: Config) -> dict[str, float]:
         connect(cfg.cluster)
         if not stage.made:
             reward, scale = rewards.scored_by(stage.input("reward"), tokenizer) if scored else (None, None)
-            begin = folders[cfg.ppo.start.value]
-            graph = start(cfg, chat=begin, tasks=tasks, reward=reward, scale=scale, precision=precision(cfg))
+            others = [rewards.scored_by(Path(folder), tokenizer) for folder in cfg.ppo.ensemble]
+            graph = start(
+                cfg,
+                chat=folders[cfg.ppo.start.value],
+                tasks=tasks,
+                reward=reward,
+                scale=scale,
+                precision=precision(cfg),
+                ensemble=others,
+            )
             with closing(graph):
                 learn(graph, queries, tokenizer, cfg, stage.folder)
         metrics, answers, samples = on_worker(
@@ -143,6 +152,7 @@ def attempt(
     found = newest_checkpoint(folder / "checkpoints")
     first = found[0] if found else 0
     graph.begin(found)
+    carried = Carried.of(cfg.ppo, found[1] if found else None)
     show = ("rl/reward", "rl/rules/mean", "rl/kl", "response_length/mean")
     saver = Saver(
         folder / "checkpoints",
@@ -156,13 +166,13 @@ def attempt(
     about = {"seed": cfg.run.seed, "precision": precision(cfg).value, "threads": cfg.cluster.threads or 1}
     recorder = Recorder(folder / FOLDER, cfg.ppo, about | graph.origin)
     with (
-        follow(folder, "rl", cfg.ppo.iterations, show=show) as seen,
+        follow(folder, cfg.ppo.stage, cfg.ppo.iterations, show=show) as seen,
         Tracker(folder, step=first) as tracker,
         saver,
     ):
         seen.begin(first, "begins")
         sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
-        loop(graph, queries, tokenizer, tracker, saver, recorder, cfg.ppo, request, **sizes)
+        loop(graph, queries, tokenizer, tracker, saver, recorder, carried, cfg.ppo, request, **sizes)
     if not request:
         graph.export(folder)
 
@@ -174,6 +184,7 @@ def loop(
     tracker: Tracker,
     saver: Saver,
     recorder: Recorder,
+    carried: Carried,
     cfg: Ppo,
     request: Request,
     *,
@@ -184,13 +195,13 @@ def loop(
     """PPO from iteration `first` until the last, or a `request` to end. Iteration i is made by policy version i and
     makes version i + 1; so many `samples` of its answers are logged with it."""
     sampling = Sampling(cfg.max_new_tokens)  # temperature 1 and no truncation: the ratio is then exact
-    kl_coef = cfg.kl_coef if cfg.kl_in is KlIn.reward else 0.0
+    estimate = KlEstimate.k1 if cfg.kl_estimate is KlEstimate.auto else cfg.kl_estimate
     for iteration in range(first, cfg.iterations + 1):  # one extra turn: the final save
         last = iteration == cfg.iterations
         usual = last or iteration % cfg.save_every == 0
         if iteration > first and (usual or request):
             tracker.sync()
-            saver.save(iteration, graph.writer(), interim=not usual)
+            saver.save(iteration, carried.beside(graph.writer()), interim=not usual)
         if last or request:
             break
         watch = Stopwatch()
@@ -211,18 +222,21 @@ def loop(
         said = graph.assess(batch)
         watch.lap("assess")
         written = [tokenizer.written(response.answer) for response in responses]
-        judged = rewards.Judged(batch, verdicts, written, said.model, cfg.max_new_tokens)
-        earned, terms, told = graph.earn(judged, cfg.weights)
-        per_token = token_rewards(earned, batch.logprobs, said.reference, batch.mask, kl_coef)
+        about = [asked[place] for place in kept], [texts[place] for place in kept]
+        judged = rewards.judged(batch, verdicts, written, said.scored, cfg.max_new_tokens, *about)
+        earned = graph.earn(judged, cfg, carried.terms)
+        per_token = token_rewards(earned.rewards, batch.logprobs, said.reference, batch.mask, carried.kl_coef, estimate)
         number = {group: place for place, group in enumerate(dict.fromkeys(same))}
         members = torch.tensor([number[group] for group in same])
         advantages, returns = ADVANTAGES[cfg.advantages](per_token, said.values, batch.mask, members, cfg)
+        advantages = advantages * heard([response.finished for response in responses], cfg)
         watch.lap("adv")
-        stats |= graph.update(batch, advantages, returns, said) | told
+        stats |= graph.update(batch, advantages, returns, said) | earned.told
         watch.lap("update")
-        stats |= learning_metrics(batch, earned, said.reference, per_token)
-        alarms = hacked(responses, earned.sum(1), by_length="length" in cfg.weights)
-        recorder.write(iteration + 1, every, kept, batch, said, advantages, returns, terms)
+        stats |= learning_metrics(batch, earned.rewards, said.reference, per_token)
+        stats |= carried.learnt(earned.running, stats["rl/kl"], len(responses), cfg)
+        alarms = hacked(responses, earned.rewards.sum(1), by_length="length" in cfg.weights)
+        recorder.write(iteration + 1, every, kept, batch, said, advantages, returns, earned.sums)
         tracker.log(stats | alarms | watch.times(int(batch.segments.sum())), iteration + 1, samples=shown)
 
 
@@ -231,7 +245,7 @@ def worth(graph: Graph, responses: Sequence[Response], verdicts: Sequence[Verdic
     the reward model."""
     if "rules" in cfg.weights or not graph.scored or not cfg.keep:
         return [verdict.reward for verdict in verdicts]
-    return graph.score(pad(responses)).tolist()
+    return graph.score(pad(responses)).mean.tolist()
 
 
 if __name__ == "__main__":

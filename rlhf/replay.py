@@ -12,6 +12,7 @@ early(__name__)
 from pathlib import Path
 
 from cluster.checkpoints import newest_checkpoint
+from cluster.run import stage_folder
 from cluster.tracking.tracker import read_metrics
 from conf.errors import InputError
 from conf.knobs.model import Precision
@@ -24,7 +25,7 @@ from rlhf.record import FOLDER, Lesson, Record, read, recorded
 @job
 def main(cfg: Config) -> dict[str, float]:
     """Print the numbers of `replay.step`, each beside the logged one; returns them."""
-    folder = cfg.run.folder / "rl"
+    folder = stage_folder(cfg, "rl")
     wanted = read(folder / FOLDER, cfg.replay.step)
     step = wanted.about["step"]
     found = again(folder, wanted, cfg.cluster.device)

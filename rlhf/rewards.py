@@ -1,22 +1,25 @@
 """What an answer earns: named terms, pure functions, weighed by `ppo.rewards.<name>` and added up.
 
-A term of your own is a function here and a line of `TERMS`. Letters as in `rlhf.losses`.
+A term of your own is a function anywhere, named by `ppo.terms.<name>=<module>.<function>`. Letters as in `rlhf.losses`.
 """
 
+import importlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from cluster.run import read_manifest
 from conf.errors import InputError
-from moe.tasks.task import Verdict
+from moe.tasks.task import Sample, Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf.losses import at_the_end
-from rlhf.messages import Batch
+from rlhf.messages import Batch, Scored
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,37 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Running:
+    """Mean and variance of all values so far (Welford 1962)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared differences from the mean
+
+    def with_these(self, values: Tensor) -> "Running":
+        """With the values [B] in them (Chan et al. 1979)."""
+        more = values.double()
+        count, apart = self.count + len(more), float(more.mean()) - self.mean
+        share = len(more) / count
+        squares = float((more - more.mean()).square().sum()) + apart**2 * self.count * share
+        return Running(count, self.mean + apart * share, self.squares + squares)
+
+    @property
+    def std(self) -> float:
+        return (self.squares / self.count) ** 0.5 if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What answers earn."""
+
+    rewards: Tensor  # [B, T] what PPO maximises, before any distance from the first model
+    sums: dict[str, Tensor]  # each term summed over an answer [B], before its weight
+    told: dict[str, float]  # to be logged
+    running: dict[str, Running]  # statistics of the terms, these answers in them
+
+
+@dataclass(frozen=True)
 class Judged:
     """What the terms are made of."""
 
@@ -36,6 +70,23 @@ class Judged:
     written: Sequence[Sequence[int]]  # [B] of each token of an answer: characters of the text complete with it
     model: Tensor | None  # [B] the reward model's, in standard deviations of the rankings' scores; None without one
     limit: int  # tokens that an answer may have
+    asked: Sequence[Sample] = ()  # [B] the queries
+    texts: Sequence[str] = ()  # [B] the answers
+    spread: Tensor | None = None  # [B] how far several reward models differ, in their deviations
+
+
+def judged(
+    batch: Batch,
+    verdicts: Sequence[Verdict],
+    written: Sequence[Sequence[int]],
+    scored: Scored | None,
+    limit: int,
+    asked: Sequence[Sample],
+    texts: Sequence[str],
+) -> Judged:
+    """`Judged` of answers, where there is a reward model with what it says."""
+    mean, spread = (scored.mean, scored.spread) if scored else (None, None)
+    return Judged(batch, verdicts, written, mean, limit, asked, texts, spread)
 
 
 Term = Callable[[Judged], Tensor]  # -> [B, T], 0 outside the mask
@@ -66,39 +117,115 @@ def length(judged: Judged) -> Tensor:
     return at_the_end(1.0 - judged.batch.mask.sum(1) / judged.limit, judged.batch.mask)
 
 
-TERMS: dict[str, Term] = {"model": model, "rules": rules, "length": length}
+def overlong(judged: Judged) -> Tensor:
+    """In [-1, 0], at the answer's end: 0 until the last quarter of its room, from there down to -1 at the limit (Yu et
+    al. 2025, "DAPO", eq. 13)."""
+    used = judged.batch.mask.sum(1) / judged.limit
+    return at_the_end(((_FREE - used) / (1 - _FREE)).clamp(-1.0, 0.0), judged.batch.mask)
 
 
-def check(weights: Mapping[str, float]) -> None:
-    """Raise `InputError` for a term that there is none of."""
+def spread(judged: Judged) -> Tensor:
+    """How far the reward models of `ppo.ensemble` differ about an answer, at its end: a weight below 0 keeps the policy
+    where they know what they say (Coste et al. 2024)."""
+    assert judged.spread is not None
+    return at_the_end(judged.spread, judged.batch.mask)
+
+
+_FREE = 0.75  # of its room, which an answer may take
+_LEAST = 1e-6  # of a term's deviation
+_NONE: Mapping[str, str] = MappingProxyType({})
+TERMS: dict[str, Term] = {"model": model, "rules": rules, "length": length, "overlong": overlong, "spread": spread}
+
+
+def check(weights: Mapping[str, float], own: Mapping[str, str] = _NONE) -> None:
+    """Raise `InputError` for a term that there is none of, or a function of one's `own` that cannot be imported."""
+    for name in own:
+        if name in TERMS:
+            raise InputError(f"ppo.terms.{name}: there is such a term already; give yours another name")
+        if name not in weights:
+            raise InputError(f"ppo.terms.{name} has no weight; try ppo.rewards.{name}=1")
+        imported(name, own[name])
     for name in weights:
-        if name not in TERMS:
-            raise InputError(f"ppo.rewards.{name}: no such term; there are {', '.join(TERMS)}")
-
-
-def total(judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
-    """(what PPO maximises [B, T], each term summed over an answer [B], {"reward/<term>/mean", "/std", "/share"} of the
-    answers: the terms before their weight, the share the part of the weighed terms' sizes). Raises `InputError` naming
-    a term that is not finite, or not [B, T]."""
-    parts = {name: TERMS[name](judged) for name in weights}
-    earned = torch.zeros_like(judged.batch.mask)
-    for name, part in parts.items():
-        if part.shape != earned.shape:
+        if name not in TERMS and name not in own:
             raise InputError(
-                f"ppo.rewards.{name}: of shape {list(part.shape)}, where {list(earned.shape)} is asked for"
+                f"ppo.rewards.{name}: no such term; there are {', '.join([*TERMS, *own])}, and yours by "
+                f"ppo.terms.{name}=<module>.<function>"
             )
+
+
+def imported(name: str, path: str) -> Callable[[Judged], Any]:
+    """A user's function `path`, "module.function". It takes `Judged` and gives a number for each answer, or a tensor
+    [B] of them, which are earned at the answers' ends, or one [B, T]."""
+    module, _, function = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"ppo.terms.{name}={path}: {error}") from None
+    if not callable(found):
+        raise InputError(f"ppo.terms.{name}={path}: no function")
+    return cast(Callable[[Judged], Any], found)
+
+
+def parts(judged: Judged, weights: Mapping[str, float], own: Mapping[str, str] = _NONE) -> dict[str, Tensor]:
+    """Each term that has a weight, before it [B, T]. Raises `InputError` naming a term that is not finite, or has
+    another shape."""
+    found = {}
+    mask = judged.batch.mask
+    for name in weights:
+        part = TERMS[name](judged) if name in TERMS else _as_rows(imported(name, own[name])(judged), mask)
+        if part.shape != mask.shape:
+            raise InputError(f"ppo.rewards.{name}: of shape {list(part.shape)}, where {list(mask.shape)} is asked for")
         if not part.isfinite().all():
-            raise InputError(f"ppo.rewards.{name}: not finite in iteration {judged.batch.version}")
+            row = int((~part.isfinite()).any(1).nonzero()[0])
+            which = f" (first: the answer {judged.texts[row][:60]!r})" if judged.texts else ""
+            raise InputError(f"ppo.rewards.{name}: not finite in iteration {judged.batch.version}{which}")
+        found[name] = part
+    return found
+
+
+def _as_rows(given: Any, mask: Tensor) -> Tensor:
+    """What a user's function gave, as a term."""
+    told = torch.as_tensor(given, dtype=mask.dtype)
+    if told.shape == mask.shape[:1]:
+        return at_the_end(told, mask)
+    return told * mask if told.shape == mask.shape else told
+
+
+def total(
+    judged: Judged,
+    weights: Mapping[str, float],
+    own: Mapping[str, str] = _NONE,
+    running: Mapping[str, Running] | None = None,
+) -> Earned:
+    """The weighed sum of the terms, each told as "reward/<term>/mean" and "/std" before its weight and "/share", its
+    part of the weighed terms' sizes. With the `running` statistics of the iterations before, each term is taken
+    less its mean and in its deviations, these answers in both. Raises `InputError` as `parts` does."""
+    found = parts(judged, weights, own)
+    sums = {name: part.sum(1) for name, part in found.items()}
+    made = {name: (running or {}).get(name, Running()).with_these(of) for name, of in sums.items()}
+    if running is not None:
+        found = {name: _normalised(part, made[name], judged.batch.mask) for name, part in found.items()}
+    earned = torch.zeros_like(judged.batch.mask)
+    for name, part in found.items():
         earned = earned + weights[name] * part
-    sums = {name: part.sum(1) for name, part in parts.items()}
-    sizes = {name: float(weights[name] * of.abs().mean()) for name, of in sums.items()}
+    sizes = {name: float(weights[name] * part.sum(1).abs().mean()) for name, part in found.items()}
     whole = sum(map(abs, sizes.values())) or 1.0
     said = {}
     for name, of in sums.items():
         said[f"reward/{name}/mean"] = float(of.mean())
         said[f"reward/{name}/std"] = float(of.std(correction=0))
         said[f"reward/{name}/share"] = abs(sizes[name]) / whole
-    return earned, sums, said
+        if running is not None:
+            said |= {f"reward/{name}/running_mean": made[name].mean, f"reward/{name}/running_std": made[name].std}
+    return Earned(earned, sums, said, made)
+
+
+def _normalised(part: Tensor, running: Running, mask: Tensor) -> Tensor:
+    """A term [B, T] whose sum over an answer is less the mean, in deviations; the mean is taken off at the end. One
+    that has always been the same is 0."""
+    if running.std <= _LEAST:
+        return torch.zeros_like(part)
+    return (part - at_the_end(torch.full((len(part),), running.mean), mask)) / running.std
 
 
 def scored_by(folder: Path, tokenizer: Tokenizer) -> tuple[Path, Scale]:

@@ -49,6 +49,7 @@ def gradients(
     batch: Batch,
     *,
     accumulate: int = 1,
+    budget: int = 0,
     clip: float = float("inf"),
     scale: float = 1.0,
     slots: int = 0,
@@ -58,10 +59,11 @@ def gradients(
     """Leave the step's gradient, clipped to a global norm of `clip`, in the parameters.
 
     `batch` is this worker's part. The loss is divided by the units of the whole step, so that micro-batches and workers
-    weigh by what they hold. `scale` multiplies the loss on its way through the backward pass (for fp16) and is taken
-    out again. With `slots`, rows are dealt over so many parts by their position, every part throws dice of its own from
-    `seed`, and the parts are added in one fixed order: the result has the same bits for any number of workers that
-    divides them. What one worker says of `stop`, all are told.
+    weigh by what they hold; there are `accumulate` of them, or as many as hold `budget` tokens each. `scale` multiplies
+    the loss on its way through the backward pass (for fp16) and is taken out again. With `slots`, rows are dealt over
+    so many parts by their position, every part throws dice of its own from `seed`, and the parts are added in one fixed
+    order: the result has the same bits for any number of workers that divides them. What one worker says of `stop`, all
+    are told.
     """
     model.zero_grad(set_to_none=True)
     counted = torch.tensor([float(objective.units(batch)), float(stop)], dtype=torch.float64)
@@ -73,9 +75,10 @@ def gradients(
     for slot, part in _dealt(batch, slots):
         if slots:
             torch.manual_seed(seed * slots + slot)
-        share = 1 / (accumulate * max(slots, 1))
+        micros = by_tokens(part, budget) if budget else split(part, accumulate)
+        share = 1 / (len(micros) * max(slots, 1))
         tally = torch.zeros(())
-        for micro in split(part, accumulate):
+        for micro in micros:
             loss = objective.loss(model, micro)
             auxiliary = loss.hidden.auxiliary * share
             ((loss.total / units.to(loss.total) + auxiliary) * scale).backward()
@@ -135,6 +138,20 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     """A batch as `parts` batches, whose rows differ by one at most; each may be empty."""
     pieces = {name: values.tensor_split(parts) for name, values in batch.items()}
     return [{name: pieces[name][part] for name in batch} for part in range(parts)]
+
+
+def by_tokens(batch: Batch, budget: int) -> list[Batch]:
+    """A batch as batches whose rows, padded to their longest, have `budget` tokens at most, the longest rows first; one
+    row may have more, and then stands alone. No column is kept in which there is only padding."""
+    lengths = batch["segments"].ne(0).sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    found, at = [], 0
+    while at < len(order):
+        width = max(1, int(lengths[order[at]]))
+        chosen = order[at : at + max(1, budget // width)]
+        found.append({name: values[chosen][:, :width] for name, values in batch.items()})
+        at += len(chosen)
+    return found
 
 
 def _measures(

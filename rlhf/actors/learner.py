@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from cluster import fault
+from conf.errors import InputError
 from conf.knobs.model import Precision
 from conf.knobs.reinforcement import Advantages, Ppo
 from moe.formats import hugging_face
 from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import Objective
+from rlhf.actors.gate import diagnosis
 from rlhf.actors.rehearsal import Replay
 from rlhf.actors.trained import Columns, Trained
 from rlhf.forward import token_logprobs
@@ -51,7 +53,7 @@ class Learner(Trained):
         """One iteration of the policy; `advantages` and the chat model's log-probs are [B, T]. In the critic's warm-up
         only time passes."""
         self._begin(batch)
-        stats = {"train/rollout_logprob_abs_diff": self._disagreement(batch)}
+        stats = {"train/rollout_logprob_abs_diff": self._disagreement(batch, reference)}
         if self.cfg.advantages is not Advantages.gae or self.version >= self.cfg.critic_warmup:
             columns: Columns = {"advantages": advantages, "reference": reference}
             stats |= self._learn("actor", batch, columns, self._objective)
@@ -69,14 +71,23 @@ class Learner(Trained):
         return policy_objective(self.cfg, again)
 
     @torch.no_grad()
-    def _disagreement(self, batch: Batch) -> float:
+    def _disagreement(self, batch: Batch, reference: Tensor) -> float:
         """The largest difference, over the first rows, between the policy's log-probs and those of the rollout, which
-        has the same weights."""
-        part = batch.rows(torch.arange(min(_LOOKED_AT, len(batch.tokens))))
+        has the same weights. Raises `InputError` with a diagnosis where they are further apart in the mean than
+        `ppo.max_disagreement`: what is learnt from them would be about another policy."""
+        rows = torch.arange(min(_LOOKED_AT, len(batch.tokens)))
+        part = batch.rows(rows)
         self.model.eval()
         new = token_logprobs(self.model, part)[0].cpu()
         self.model.train()
-        return float((new - part.logprobs[part.mask.bool()]).abs().max())
+        old = part.logprobs[part.mask.bool()]
+        if 0 < self.cfg.max_disagreement < float((new - old).abs().mean()):
+            first = reference[rows, : part.mask.shape[1]][part.mask.bool()]
+            raise InputError(
+                f"ppo.max_disagreement={self.cfg.max_disagreement:g}: in iteration {self.version} rollout and learner "
+                f"differ about the same tokens by {diagnosis(new, old, first)}"
+            )
+        return float((new - old).abs().max())
 
 
 _LOOKED_AT = 16  # rows

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cluster import fault
 from conf.knobs.alignment import Tasks
@@ -14,8 +13,8 @@ from moe.tasks.domain import Domain
 from moe.tasks.task import Sample, Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf.forward import answer_scores, slices
-from rlhf.messages import Batch, Response
-from rlhf.rewards import Judged, Scale, total
+from rlhf.messages import Batch, Response, Scored
+from rlhf.rewards import Earned, Judged, Running, Scale, total
 
 FARTHEST = 3.0  # standard deviations: beyond what the rankings held, the reward model only guesses
 
@@ -30,13 +29,14 @@ class Reward:
         model: Path | None = None,
         scale: Scale | None = None,
         device: str = "cpu",
+        others: Sequence[tuple[Path, Scale]] = (),
     ) -> None:
-        """`tasks` is the folder of the stage; without a `model` only rules judge."""
+        """`tasks` is the folder of the stage; without a `model` only rules judge, with `others` several models do."""
         torch.set_num_threads(threads)
         self.domain_judge = Domain.of(cfg).judge(tasks)
         self.tokenizer = Tokenizer.load(tokenizer)
-        self.model = hugging_face.load(model).to(device) if model else None
-        self.scale = scale
+        models = [(model, scale), *others] if model and scale else []
+        self.models = [(hugging_face.load(folder).to(device), of) for folder, of in models]
 
     def judge(self, queries: Sequence[Sample], responses: Sequence[Response]) -> list[Verdict]:
         """The rules' verdict on each answer."""
@@ -47,14 +47,24 @@ class Reward:
         ]
 
     @torch.inference_mode()
-    def score(self, batch: Batch) -> Tensor:
-        """The reward model's scores [B], in standard deviations of those of the rankings."""
+    def score(self, batch: Batch) -> Scored:
+        """What the reward models say of each answer."""
         fault.at("reward.score")
-        assert self.model is not None and self.scale is not None, "this reward actor has no model"
-        scores = torch.cat([answer_scores(self.model, part) for part in slices(batch)]).cpu()
-        return ((scores - self.scale.mean) / self.scale.std).clamp(-FARTHEST, FARTHEST)
+        assert self.models, "this reward actor has no model"
+        said = []
+        for model, scale in self.models:
+            scores = torch.cat([answer_scores(model, part) for part in slices(batch)]).cpu()
+            said.append(((scores - scale.mean) / scale.std).clamp(-FARTHEST, FARTHEST))
+        together = torch.stack(said)
+        return Scored(together.mean(0), together.std(0, correction=0))
 
-    def earn(self, judged: Judged, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    def earn(
+        self,
+        judged: Judged,
+        weights: Mapping[str, float],
+        own: Mapping[str, str],
+        running: Mapping[str, Running] | None,
+    ) -> Earned:
         """`rlhf.rewards.total`."""
         fault.at("reward.earn")
-        return total(judged, weights)
+        return total(judged, weights, own, running)

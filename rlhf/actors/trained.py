@@ -81,8 +81,9 @@ class Trained:
     ) -> dict[str, float]:
         """An optimizer step on each minibatch by the objective of its number; the means of what the steps said.
 
-        A step whose loss or gradient is not finite moves nothing. Raises `InputError` naming the learning rate when all
-        of them were such.
+        A step whose loss or gradient is not finite moves nothing. The policy's steps end where it has gone further than
+        `ppo.stop_kl` from the one that answered (Achiam 2018, "Spinning Up"). Raises `InputError` naming the learning
+        rate when all of them were such.
         """
         stats: defaultdict[str, list[float]] = defaultdict(list)
         for number, part in enumerate(self._minibatches(batch, columns)):
@@ -91,8 +92,12 @@ class Trained:
                 in_precision(objective(number), self.precision),
                 part,
                 accumulate=self.cfg.accumulate,
+                budget=self.cfg.micro_tokens,
                 clip=self.cfg.grad_clip,
             )
+            if name == "actor" and 0 < self.cfg.stop_kl < taken.metrics["actor/ppo_kl"]:
+                stats["actor/stopped_after"].append(float(number))  # steps: this one would go further away
+                break
             stats[f"{name}/refused"].append(float(not taken.finite))
             if taken.finite:
                 apply(self.model, self.optimizer, rate=self.lr)
@@ -101,7 +106,7 @@ class Trained:
                 for said, value in taken.metrics.items():
                     if said.startswith(f"{name}/"):
                         stats[said].append(value)
-        if all(stats[f"{name}/refused"]):
+        if stats[f"{name}/refused"] and all(stats[f"{name}/refused"]):
             knob = "ppo.lr" if name == "actor" else "ppo.critic_lr"
             raise InputError(
                 f"{knob}={self.lr:g}: no step of iteration {self.version} has a finite loss and gradient; try a lower "

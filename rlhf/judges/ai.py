@@ -62,11 +62,13 @@ def check(cfg: Config) -> None:
 
 def who(cfg: Judge) -> dict[str, str]:
     """What tells this judge from others: where it is and its name there, or the digests of its folder's files."""
-    if cfg.folder:
-        folder = Path(cfg.folder)
-        spoken = [path for name in _SPEAKS if (path := folder / name).is_file()]
-        return {path.name: sha256(path) for path in [*weight_files(folder), *spoken]}
-    return {"url": cfg.url, "model": cfg.model}
+    return digests(Path(cfg.folder)) if cfg.folder else {"url": cfg.url, "model": cfg.model}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of the files of a model folder that its answers hang on."""
+    spoken = [path for name in _SPEAKS if (path := folder / name).is_file()]
+    return {path.name: sha256(path) for path in [*weight_files(folder), *spoken]}
 
 
 def opinions(asked: Sequence[Asked], principles: Sequence[str], cfg: Config) -> tuple[list[Opinion], dict[str, float]]:

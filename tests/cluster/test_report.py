@@ -110,6 +110,8 @@ def test_models_are_compared_with_their_intervals(cfg: Config) -> None:
         },
     }
     (cfg.run.folder / "compared" / "comparison.json").write_text(json.dumps(cells))
+    judge = {"told": "wins are by <rules>, which training used (rl: the reward has rules)"}
+    (cfg.run.folder / "compared" / "judge.json").write_text(json.dumps(judge))
     samples = [{"prompt": "p", "chat": "c", "hfft": "the best"}]
     (cfg.run.folder / "compared" / "samples.json").write_text(json.dumps(samples))
     main(cfg)
@@ -123,6 +125,7 @@ def test_models_are_compared_with_their_intervals(cfg: Config) -> None:
     assert '<td class="n">1 [1, 1]<br>-0.5 [-1.5, +0.5]</td>' in text  # its interval has zero in it
     assert '<th>distinct_2</th><td class="n">0.125</td><td></td>' in text
     assert text.index("<th>rules</th>") < text.index("<th>task/late</th>")
+    assert "wins are by &lt;rules&gt;, which training used (rl: the reward has rules)." in text
     assert "<h4>hfft</h4><p>the best</p>" in text and "a &amp; b" not in text
 
 
@@ -248,7 +251,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     ),
     (
         "a difference that may be none is not marked",
-        "cluster/report.py",
+        "cluster/pages/comparison.py",
         'mark = "▲ " if low > 0 else "▼ " if high < 0 else ""',
         'mark = "▲ " if mean > 0 else "▼ "',
         "test_models_are_compared_with_their_intervals",

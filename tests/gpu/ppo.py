@@ -52,5 +52,7 @@ def run(toy: bool) -> dict[str, Any]:
 
 def place_of(actor: Any) -> str:
     """The device of an actor's model; called inside it."""
+    if hasattr(actor, "models"):  # the reward actor may have several
+        return str(actor.models[0][0].device.type)
     model = actor.engine.model if hasattr(actor, "engine") else actor.model
     return str(model.device.type)

@@ -1,13 +1,14 @@
 """Advantages against numbers worked by hand."""
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
 import torch
 from torch import Tensor
 
-from conf.knobs.reinforcement import Advantages, Ppo
-from rlhf.advantages import ADVANTAGES, gae, group, leave_one_out
+from conf.knobs.reinforcement import Advantages, CutOff, Ppo
+from rlhf.advantages import ADVANTAGES, gae, group, heard, leave_one_out
 from rlhf.losses import at_the_end
 
 CFG = Ppo(gamma=0.9, lam=0.5)
@@ -78,6 +79,18 @@ def test_every_name_of_the_knob_is_there() -> None:
     assert set(ADVANTAGES) == set(Advantages)
 
 
+def test_advantages_stay_as_they_are_where_nobody_whitens() -> None:
+    rewards, values = given(1, 10, 2, 20, 6), torch.zeros_like(MASK)
+    plain, _ = gae(rewards, values, MASK, GROUPS, replace(CFG, whiten=False, gamma=1.0, lam=1.0))
+    assert torch.equal(plain[torch.arange(5), MASK.argmax(1)], torch.tensor([1.0, 10.0, 2.0, 20.0, 6.0]))
+
+
+def test_nothing_is_learnt_from_an_answer_that_was_cut_off_where_the_knob_says_so() -> None:
+    done = [True, False, True]
+    assert heard(done, CFG).tolist() == [[1.0], [1.0], [1.0]]
+    assert heard(done, replace(CFG, cut_off=CutOff.mask)).tolist() == [[1.0], [0.0], [1.0]]
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "groups are not compared with each other",
@@ -103,8 +116,15 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "PPO's advantages are whitened",
         "rlhf/advantages.py",
-        "return whiten(advantages, mask), returns",
+        "return whiten(advantages, mask) if cfg.whiten else advantages, returns",
         "return advantages, returns",
         "test_tokens_against_the_critic_are_whitened_over_the_batch",
+    ),
+    (
+        "an answer that was cut off teaches nothing where the knob says so",
+        "rlhf/advantages.py",
+        "float(done or cfg.cut_off is CutOff.learn)",
+        "1.0",
+        "test_nothing_is_learnt_from_an_answer_that_was_cut_off_where_the_knob_says_so",
     ),
 ]

@@ -7,16 +7,20 @@ import torch
 
 from conf.knobs.alignment import Tasks
 from conf.knobs.running import Evaluate
+from conf.knobs.text import Tokenizer as Settings
 from conf.schema import Config
+from moe.decoder import SCALAR
 from moe.formats import hugging_face
 from moe.generation.answers import answer
 from moe.generation.engine import Sampling
 from moe.generation.engines import Ours
 from moe.generation.scoring import score
 from moe.tasks.measure import read_task_file
-from moe.text.chat import prompt_ids
+from moe.text.chat import answer_ids, prompt_ids
 from moe.text.defaults import Defaults
-from rlhf.closing import compared, in_deviations, nats
+from moe.text.tokenizer import Tokenizer
+from rlhf.closing import compared, in_deviations, nats, of_text
+from rlhf.comparison import table
 from rlhf.rewards import Scale
 from tests.rlhf.graphs import Before
 from tests.rlhf.tiny import decoder
@@ -58,13 +62,27 @@ def test_scores_are_in_deviations_of_the_rankings(before: Before) -> None:
         assert plain[0] == pytest.approx(scorer.scores(last).item(), abs=1e-4)
 
 
+def test_a_reward_model_with_another_tokenizer_reads_the_text(before: Before, tmp_path: Path) -> None:
+    other = Tokenizer.train(["abc abc"], Settings(vocab_size=300, min_frequency=1))
+    scorer = decoder(vocabulary=other.padded_size, head=SCALAR)
+    hugging_face.save(scorer, tmp_path / "r", Defaults.of(other, chat=True))
+    query = before.queries[0].sample
+    ids = [*prompt_ids(other, query.messages), *answer_ids(other, query.messages, ["abc"])[0]][: scorer.cfg.context]
+    rows = torch.tensor([ids])
+    with torch.no_grad():
+        told = scorer.scores(scorer(rows, torch.ones_like(rows)).states[-1:])
+    assert of_text(tmp_path / "r", [query], ["abc"]) == pytest.approx(told.tolist(), abs=1e-4)
+
+
 def test_models_are_compared_on_the_held_out_queries(before: Before, other: Path) -> None:
     cfg = Config(tasks=Tasks(domain="tests.rlhf.toy"), evaluate=Evaluate(prompts=3, max_new_tokens=8))
     cfg.pipeline.samples = 2
     folders = {"chat": before.chat, "rl": other, "twin": before.chat}
-    found, samples = compared(folders, before.tasks, (before.reward, Scale(0.0, 1.0)), cfg)
+    models, samples = compared(folders, before.tasks, (before.reward, Scale(0.0, 1.0)), before.reward, cfg)
+    found = table(models, cfg.run.seed)
     assert list(found) == ["chat", "rl", "twin"]
-    every = {"distinct_2", "rules", "reward_model", "length", "task/letters"}
+    every = {"distinct_2", "rules", "reward_model", "held_out_reward", "length", "task/letters"}
+    every |= {"term/rules", "term/model"}
     assert set(found["chat"]) == every and set(found["rl"]) == every | {"kl"} == set(found["twin"])
     queries = read_task_file(before.tasks / "test_prompts.jsonl", limit=3)
     replies = answer(Ours.open(other), before.tokenizer, queries, cfg.evaluate, seed=cfg.run.seed)
@@ -74,9 +92,12 @@ def test_models_are_compared_on_the_held_out_queries(before: Before, other: Path
     assert found["twin"]["kl"]["mean"] == pytest.approx(0.0, abs=1e-4)
     for name in ("rules", "length", "reward_model"):
         assert found["twin"][name]["gain"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    for model in found.values():  # both before their weights
+        assert model["term/rules"]["mean"] == pytest.approx(model["rules"]["mean"])
+        assert model["term/model"]["mean"] == pytest.approx(model["reward_model"]["mean"], abs=1e-5)
     assert len(samples) == 2 and set(samples[0]) == {"prompt", "chat", "rl", "twin"}
     assert samples[0]["chat"] == samples[0]["twin"] != samples[0]["rl"]
-    assert "reward_model" not in compared({"chat": before.chat}, before.tasks, None, cfg)[0]["chat"]
+    assert "reward_model" not in compared({"chat": before.chat}, before.tasks, None, None, cfg)[0]["chat"].values()
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)

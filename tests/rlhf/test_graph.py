@@ -17,7 +17,7 @@ from rlhf import supervisor
 from rlhf.advantages import gae
 from rlhf.graph import Graph
 from rlhf.losses import at_the_end
-from rlhf.messages import Assessed, Batch, Key, Request, Response, pad
+from rlhf.messages import Assessed, Batch, Key, Request, Response, Scored, pad
 from rlhf.rollouts import admit
 from rlhf.supervisor import Lost
 from tests.rlhf.graphs import GRPO, PPO, Before, config, weights
@@ -47,11 +47,13 @@ def test_ppo_has_every_actor_and_goes_once_round(of_ppo: Graph, before: Before) 
     batch, said, stats = learnt(of_ppo, before)
     assert (said.reference - batch.logprobs).abs().max().item() < 1e-4
     assert said.values is not None and said.values.abs().max() == 0.0  # it expects nothing yet
-    assert said.model is not None and torch.equal(said.model, of_ppo.score(batch))
+    assert said.scored is not None and torch.equal(said.scored.mean, of_ppo.score(batch).mean)
+    assert said.scored.spread.tolist() == [0.0] * 8
     assert stats["actor/refused"] == stats["critic/refused"] == 0.0 and stats["critic/vf_loss"] > 0
     assert (weights(of_ppo) != first).any()
     assert torch.equal(of_ppo.assess(batch).reference, said.reference)  # the chat model stays
-    assert of_ppo.assess(batch, torch.ones(8)).model.tolist() == [1.0] * 8  # type: ignore[union-attr]
+    there = Scored(torch.ones(8), torch.zeros(8))
+    assert of_ppo.assess(batch, there).scored is there
 
 
 def test_answers_come_in_the_order_of_the_requests(of_ppo: Graph, before: Before) -> None:
@@ -72,7 +74,7 @@ def test_grpo_has_neither_critic_nor_reward_model(of_grpo: Graph, before: Before
     assert not of_grpo.scored and of_grpo.trained == ["learner"]
     _, batch = answered(of_grpo, before)
     said = of_grpo.assess(batch)
-    assert said.model is None and said.values is None
+    assert said.scored is None and said.values is None
 
 
 def test_what_was_written_continues_bit_for_bit(of_ppo: Graph, before: Before, tmp_path: Path) -> None:
@@ -125,9 +127,14 @@ def test_a_result_that_cannot_be_is_told_from_one_that_can() -> None:
     assert graph_module._other_keys(asked, made) == ""
     for wrong in (made[:1], [made[0], made[0]], made[::-1]):
         assert graph_module._other_keys(asked, wrong) == "its answers are to other requests"
-    assert graph_module._no_scores(2, torch.tensor([0.5, -1.0])) == ""
-    assert graph_module._no_scores(2, torch.tensor([0.5, float("nan")])) == "1 of 2 scores are not finite"
-    assert graph_module._no_scores(2, torch.tensor([0.5])) == "scores of shape [1] for 2 answers"
+    assert graph_module._no_scores(2, Scored(torch.tensor([0.5, -1.0]), torch.zeros(2))) == ""
+    assert (
+        graph_module._no_scores(2, Scored(torch.tensor([0.5, float("nan")]), torch.zeros(2)))
+        == "1 of 2 scores are not finite"
+    )
+    assert (
+        graph_module._no_scores(2, Scored(torch.tensor([0.5]), torch.zeros(1))) == "scores of shape [1] for 2 answers"
+    )
     assert graph_module._other_count(1, [Verdict({}, 0.0)]) == "" != graph_module._other_count(2, [Verdict({}, 0.0)])
 
 

@@ -9,7 +9,17 @@ from math import log
 import pytest
 import torch
 
-from rlhf.losses import at_the_end, explained_variance, gae, policy_loss, token_rewards, value_loss, whiten
+from conf.knobs.reinforcement import KlEstimate
+from rlhf.losses import (
+    at_the_end,
+    distance,
+    explained_variance,
+    gae,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten,
+)
 
 
 def test_gae_by_hand() -> None:
@@ -74,6 +84,35 @@ def test_explained_variance() -> None:
     assert explained_variance(torch.full((3,), 2.0), returns) == 0.0
 
 
+def test_the_dual_clip_bounds_what_a_bad_token_costs_by_hand() -> None:
+    # advantage -2: ratio 5 costs 10 without a bound and 3 * 2 with it, ratio 1.1 costs 2.2; advantage 1 has none
+    ratios, advantages = torch.tensor([5.0, 1.1, 5.0]), torch.tensor([-2.0, -2.0, 1.0])
+    made = policy_loss(ratios.log(), torch.zeros(3), advantages, 0.2, 3.0)
+    assert made.loss.item() == pytest.approx(6.0 + 2.2 - 1.2) and made.bounded.item() == 1.0
+    assert policy_loss(ratios.log(), torch.zeros(3), advantages, 0.2).loss.item() == pytest.approx(10.0 + 2.2 - 1.2)
+
+
+def test_the_estimates_of_the_kl_by_hand() -> None:
+    # log-ratio new - reference = ln 2: k1 ln 2, k2 half its square, k3 1/2 + ln 2 - 1
+    new, reference = torch.tensor([0.0]), -torch.tensor([2.0]).log()
+    told = [distance(new, reference, each).item() for each in (KlEstimate.k1, KlEstimate.k2, KlEstimate.k3)]
+    assert told == pytest.approx([log(2), log(2) ** 2 / 2, 0.5 + log(2) - 1])
+    # each is taken off a token's reward
+    ones = torch.ones(1, 1)
+    charged = [token_rewards(ones, new[None], reference[None], ones, 2.0, each).item() for each in list(KlEstimate)[1:]]
+    assert charged == pytest.approx([1 - 2 * each for each in told])
+
+
+def test_the_estimates_are_of_the_kl() -> None:
+    logits = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)) * 0.3
+    new, reference = logits.log_softmax(-1)
+    exact = (new.exp() * (new - reference)).sum().item()
+    drawn = torch.multinomial(new.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    for estimate in (KlEstimate.k1, KlEstimate.k3):
+        assert distance(new[drawn], reference[drawn], estimate).mean().item() == pytest.approx(exact, rel=0.05)
+    assert distance(new[drawn], reference[drawn], KlEstimate.k2).mean().item() == pytest.approx(exact, rel=0.25)
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "nothing follows an answer's last token",
@@ -85,8 +124,22 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the KL penalty pulls towards the chat model",
         "rlhf/losses.py",
-        "(earned - kl_coef * (logprobs - reference))",
-        "(earned + kl_coef * (logprobs - reference))",
+        "(earned - kl_coef * distance(logprobs, reference, estimate))",
+        "(earned + kl_coef * distance(logprobs, reference, estimate))",
         None,
+    ),
+    (
+        "the dual clip bounds only bad tokens",
+        "rlhf/losses.py",
+        "torch.where(advantages < 0, -advantages * dual, torch.inf)",
+        "-advantages * dual",
+        "test_the_dual_clip_bounds_what_a_bad_token_costs_by_hand",
+    ),
+    (
+        "k2 is half the square",
+        "rlhf/losses.py",
+        "return apart.square() / 2 if",
+        "return apart.square() if",
+        "test_the_estimates_of_the_kl_by_hand",
     ),
 ]

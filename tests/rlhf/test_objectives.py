@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from conf.knobs.reinforcement import KlIn
+from conf.knobs.reinforcement import KlEstimate, KlIn
 from moe.decoder import SCALAR, Decoder
-from moe.training.step import Taken, gradients
+from moe.training.step import Taken, by_tokens, gradients
 from rlhf.forward import token_logprobs, token_values
 from rlhf.losses import distance, policy_loss, value_loss
 from rlhf.messages import Batch
@@ -132,12 +132,50 @@ def test_the_critics_loss_is_clipped_about_its_old_values() -> None:
     assert taken.metrics["critic/vf_loss"] == pytest.approx(by_hand, abs=1e-5) == taken.loss
 
 
+def test_entropy_is_paid_where_the_knob_says_so() -> None:
+    model = decoder()
+    plain = gradients(model, policy_objective(CFG, None), COLUMNS)
+    taken = gradients(model, policy_objective(replace(CFG, entropy_coef=0.3), None), COLUMNS)
+    assert taken.loss == pytest.approx(plain.loss - 0.3 * plain.metrics["actor/entropy"], abs=1e-5)
+
+
+def test_the_dual_clip_and_the_estimate_of_the_kl_reach_the_loss() -> None:
+    model, new = decoder(), of_the_policy(decoder())
+    old, reference, advantages = new - 2.0, REFERENCE[CHOSEN], -torch.ones_like(new)
+    columns = dict(COLUMNS)
+    for name, values in (("logprobs", old), ("advantages", advantages)):
+        columns[name] = torch.zeros_like(BATCH.mask)
+        columns[name][CHOSEN] = values
+    cfg = replace(KL_IN_LOSS, dual_clip=3.0, kl_estimate=KlEstimate.k2)
+    taken = gradients(model, policy_objective(cfg, None), columns)
+    by_hand = 3.0 + 0.5 * ((new - reference).square() / 2).mean().item()  # every ratio is e^2 and every loss is bounded
+    assert taken.loss == pytest.approx(by_hand, abs=1e-4)
+    assert taken.metrics["actor/pg_clipfrac_lower"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("budget", [12, 20, 1000])
+def test_micro_batches_of_so_many_tokens_are_the_same_step(budget: int) -> None:
+    model, objective = decoder(), policy_objective(KL_IN_LOSS, None)
+    whole = gradients(model, objective, COLUMNS)
+    exact = gradient(model)
+    taken = gradients(model, objective, COLUMNS, budget=budget)
+    assert (gradient(model) - exact).abs().max().item() < 1e-6 * exact.abs().max().item()
+    assert taken.metrics["actor/pg_loss"] == pytest.approx(whole.metrics["actor/pg_loss"], abs=1e-5)
+    parts = by_tokens(COLUMNS, budget)
+    lengths = [length for part in parts for length in part["segments"].sum(1).tolist()]
+    assert sorted(lengths) == sorted(BATCH.segments.sum(1).tolist())
+    for part in parts:
+        rows, width = part["tokens"].shape
+        assert rows * width <= budget and width == part["segments"].sum(1).max()
+    assert len(parts) == {12: 7, 20: 4, 1000: 1}[budget]
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "micro-batches of the policy weigh by their tokens",
         "rlhf/losses.py",
-        "torch.maximum(plain, clipped).sum(),",
-        "torch.maximum(plain, clipped).mean(),",
+        "torch.minimum(loss, bound).sum(),",
+        "torch.minimum(loss, bound).mean(),",
         "test_micro_batches_add_up_to_the_policys_step",
     ),
     (
@@ -164,8 +202,22 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the distance from the chat model is never below 0",
         "rlhf/losses.py",
-        "return apart.exp() - apart - 1.0",
-        "return -apart",
+        "else apart.exp() - apart - 1.0",
+        "else -apart",
         "test_k3_is_never_below_nothing",
+    ),
+    (
+        "a micro-batch has no more tokens than it may",
+        "moe/training/step.py",
+        "order[at : at + max(1, budget // width)]",
+        "order[at : at + max(1, 2 * budget // width)]",
+        "test_micro_batches_of_so_many_tokens_are_the_same_step",
+    ),
+    (
+        "entropy is raised and not lowered",
+        "rlhf/objectives.py",
+        "total = total - cfg.entropy_coef * entropy.sum()",
+        "total = total + cfg.entropy_coef * entropy.sum()",
+        "test_entropy_is_paid_where_the_knob_says_so",
     ),
 ]

@@ -36,19 +36,21 @@ ENDS = (
 def test_a_run_whose_learner_dies_continues_to_the_same_weights(
     of_ppo: Graph, before: Before, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = config(PPO)
+    cfg = config(replace(PPO, kl_target=3.0, kl_horizon=50.0, normalise=True))  # which are carried over, too
     before.learn(of_ppo, cfg, tmp_path / "whole")
     undisturbed = weights(of_ppo)
+    weighed = [line["actor/kl_coef"] for line in read_metrics(tmp_path / "whole")]
+    assert len(set(weighed)) == len(weighed)
     assert sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()) == [
         "step-00000003",
         "step-00000004",
     ]
     earn = Graph.earn
 
-    def dying(self: Graph, judged: Judged, terms: dict[str, float]) -> Any:
+    def dying(self: Graph, judged: Judged, *more: Any) -> Any:
         if judged.batch.version == 2:
             ray.kill(self.roles["learner"])
-        return earn(self, judged, terms)
+        return earn(self, judged, *more)
 
     graph = before.start(config(replace(PPO, restarts=0)))
     try:
@@ -75,10 +77,10 @@ def test_a_run_that_is_stopped_continues_to_the_same_weights(
     undisturbed = weights(of_ppo)
     earn = Graph.earn
 
-    def signalled(self: Graph, judged: Judged, terms: dict[str, float]) -> Any:
+    def signalled(self: Graph, judged: Judged, *more: Any) -> Any:
         if judged.batch.version == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return earn(self, judged, terms)
+        return earn(self, judged, *more)
 
     graph = before.start(cfg)
     try:
@@ -177,12 +179,12 @@ def test_a_reward_that_is_not_a_number_is_told_by_its_knob(
     monkeypatch.setattr(of_grpo.supervisor, "restarts", 0)
     earn = Graph.earn
 
-    def without_end(self: Graph, judged: Judged, terms: dict[str, float]) -> Any:
-        return earn(self, replace(judged, limit=0), terms)
+    def without_end(self: Graph, judged: Judged, *more: Any) -> Any:
+        return earn(self, replace(judged, limit=0), *more)
 
     monkeypatch.setattr(Graph, "earn", without_end)  # the length's share of a room of no tokens
     cfg = config(replace(GRPO, rewards={"rules": 1.0, "length": 0.1}))
-    with pytest.raises(InputError, match=r"^ppo.rewards.length: not finite in iteration 0$"):
+    with pytest.raises(InputError, match=r"^ppo.rewards.length: not finite in iteration 0 \(first: the answer '"):
         before.learn(of_grpo, cfg, tmp_path)
 
 

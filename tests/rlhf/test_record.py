@@ -13,7 +13,7 @@ from conf.knobs.reinforcement import Advantages, KlIn
 from moe.tasks.task import Sample, Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf.inspect import GREEN, RED, lines
-from rlhf.messages import Assessed, Batch, Key, Response, pad
+from rlhf.messages import Assessed, Batch, Key, Response, Scored, pad
 from rlhf.record import Answered, Recorder, read, recorded
 from tests.rlhf.tiny import CFG
 
@@ -46,7 +46,8 @@ def write(folder: Path, tokenizer: Tokenizer, step: int = 7, *, critic: bool = T
     reference, values, advantages, returns = tensors(batch)
     cfg = replace(CFG, advantages=Advantages.gae if critic else Advantages.group, kl_in=KlIn.loss, **knobs)
     terms = {"rules": torch.tensor([0.0, 0.5, 0.75]), "model": torch.tensor([1.0, -1.0, 2.0])}
-    said = Assessed(reference, terms["model"], values if critic else None)
+    scored = Scored(terms["model"], torch.zeros(3))
+    said = Assessed(reference, scored, values if critic else None)
     recorder = Recorder(folder, cfg, ABOUT)
     recorder.write(step, every, KEPT, batch, said, advantages, returns if critic else None, terms)
     return cfg, batch, reference, values, advantages, returns

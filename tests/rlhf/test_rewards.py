@@ -12,7 +12,7 @@ from moe.tasks.task import Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf import rewards
 from rlhf.messages import Key, Response, pad
-from rlhf.rewards import Judged
+from rlhf.rewards import Judged, Running
 
 # prompts of 2 and 1 tokens, answers of 3 and 2: rows "..aaa" and ".aa  "
 ANSWERS = [
@@ -55,8 +55,9 @@ def test_length_is_the_room_that_is_left() -> None:
 
 
 def test_the_total_is_the_weighed_sum_and_each_term_is_told() -> None:
-    earned, sums, said = rewards.total(JUDGED, {"model": 0.5, "rules": 2.0, "length": -1.0})
-    assert {name: each.tolist() for name, each in sums.items()} == {
+    made = rewards.total(JUDGED, {"model": 0.5, "rules": 2.0, "length": -1.0})
+    earned, said = made.rewards, made.told
+    assert {name: each.tolist() for name, each in made.sums.items()} == {
         "model": [2.0, -1.0],
         "rules": [1.0, -0.5],
         "length": [0.25, 0.5],
@@ -80,19 +81,22 @@ def test_the_total_is_the_weighed_sum_and_each_term_is_told() -> None:
 
 
 def test_only_terms_with_a_weight_are_computed() -> None:
-    earned, _, said = rewards.total(replace(JUDGED, model=None), {"rules": 1.0})
-    assert torch.equal(earned, rewards.rules(JUDGED)) and said["reward/rules/share"] == 1.0
+    made = rewards.total(replace(JUDGED, model=None), {"rules": 1.0})
+    said = made.told
+    assert torch.equal(made.rewards, rewards.rules(JUDGED)) and said["reward/rules/share"] == 1.0
     assert not any(name.startswith("reward/model") for name in said)
 
 
 def test_nothing_earned_has_no_share() -> None:
     silent = replace(JUDGED, verdicts=[Verdict({}, 0.0)] * 2)
-    assert rewards.total(silent, {"rules": 1.0})[2]["reward/rules/share"] == 0.0
+    assert rewards.total(silent, {"rules": 1.0}).told["reward/rules/share"] == 0.0
 
 
 def test_a_term_that_there_is_none_of_is_named() -> None:
     rewards.check({"model": 1.0, "rules": 0.0, "length": 1.0})
-    with pytest.raises(InputError, match=r"^ppo.rewards.rhyme: no such term; there are model, rules, length$"):
+    with pytest.raises(
+        InputError, match=r"^ppo.rewards.rhyme: no such term; there are model, rules, length, overlong, "
+    ):
         rewards.check({"rules": 1.0, "rhyme": 1.0})
 
 
@@ -107,6 +111,72 @@ def test_a_term_of_another_shape_is_named_and_not_spread(monkeypatch: pytest.Mon
     monkeypatch.setitem(rewards.TERMS, "length", lambda judged: judged.batch.mask.sum(1, keepdim=True))
     with pytest.raises(InputError, match=r"^ppo.rewards.length: of shape \[2, 1\], where \[2, 5\] is asked for$"):
         rewards.total(JUDGED, {"rules": 1.0, "length": 1.0})
+
+
+def test_near_the_limit_an_answer_loses_up_to_one() -> None:
+    # 3 of 4 tokens are the three quarters that are free, 4 of 4 the limit, 14 of 16 half of the rest
+    for tokens, limit, lost in ((3, 4, 0.0), (4, 4, -1.0), (14, 16, -0.5)):
+        batch = pad([Response(Key(0, "q", 0, version=0), [5], [7] * tokens, [0.0] * tokens, False)])
+        paid = rewards.overlong(replace(JUDGED, batch=batch, limit=limit))
+        assert paid[0].tolist() == [0.0] * tokens + [pytest.approx(lost)]
+
+
+def test_what_reward_models_differ_by_is_a_term() -> None:
+    judged = replace(JUDGED, spread=torch.tensor([0.5, 0.0]))
+    made = rewards.total(judged, {"model": 1.0, "spread": -2.0})
+    assert made.rewards.sum(1).tolist() == [2.0 - 2 * 0.5, -1.0]
+
+
+def shouting(judged: Judged) -> list[float]:
+    """A user's term: an answer's share of capital letters."""
+    return [sum(map(str.isupper, text)) / len(text) for text in judged.texts]
+
+
+def test_a_term_of_ones_own_is_a_function_by_its_import_path() -> None:
+    judged, own = replace(JUDGED, texts=["HI", "Hi"]), {"shouting": "tests.rlhf.test_rewards.shouting"}
+    rewards.check({"rules": 1.0, "shouting": -1.0}, own)
+    made = rewards.total(judged, {"rules": 1.0, "shouting": -1.0}, own)
+    assert made.sums["shouting"].tolist() == [1.0, 0.5] and made.rewards.sum(1).tolist() == [0.0, -1.0]
+    assert made.told["reward/shouting/mean"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("weights", "own", "told"),
+    [
+        ({"a": 1.0}, {"a": "no.such"}, "ppo.terms.a=no.such: No module named 'no'"),
+        ({"a": 1.0}, {"a": "json.nothing"}, "ppo.terms.a=json.nothing: module 'json' has no attribute 'nothing'"),
+        ({"a": 1.0}, {"a": "json.__name__"}, "ppo.terms.a=json.__name__: no function"),
+        ({"rules": 1.0}, {"rules": "json.loads"}, "ppo.terms.rules: there is such a term already; give yours another"),
+        ({"rules": 1.0}, {"a": "json.loads"}, "ppo.terms.a has no weight; try ppo.rewards.a=1"),
+    ],
+)
+def test_a_function_that_is_none_is_named(weights: dict[str, float], own: dict[str, str], told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        rewards.check(weights, own)
+        for name, path in own.items():
+            rewards.imported(name, path)
+    assert str(refused.value).startswith(told)
+
+
+def test_running_statistics_are_those_of_all_values_so_far() -> None:
+    running = Running().with_these(torch.tensor([1.0, 2.0])).with_these(torch.tensor([6.0]))
+    # mean 3, squares 4 + 1 + 9
+    assert (running.count, running.mean, running.squares) == (3, 3.0, 14.0)
+    assert running.std == pytest.approx((14 / 3) ** 0.5)
+
+
+def test_a_normalised_term_is_less_its_mean_in_its_deviations() -> None:
+    before = {"model": Running(2, 1.0, 8.0)}  # of the values -1 and 3
+    made = rewards.total(JUDGED, {"model": 2.0, "length": 1.0}, running=before)
+    # with 2 and -1: mean .75, squares 8 + 4.5 + (1 - .5)^2 * 2 * 2 / 4 = 12.75, deviation sqrt(12.75 / 4)
+    assert made.running["model"].mean == pytest.approx(0.75) and made.running["model"].squares == pytest.approx(12.75)
+    deviation = (12.75 / 4) ** 0.5
+    lengths = [(0.25 - 0.375) / 0.125, (0.5 - 0.375) / 0.125]  # this term begins
+    models = [2 * (2 - 0.75) / deviation, 2 * (-1 - 0.75) / deviation]
+    assert made.rewards.sum(1).tolist() == pytest.approx([a + b for a, b in zip(models, lengths, strict=True)])
+    assert made.told["reward/model/running_std"] == pytest.approx(deviation)
+    constant = rewards.total(replace(JUDGED, model=torch.ones(2)), {"model": 1.0}, running={})
+    assert constant.rewards.abs().max() == 0.0
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
@@ -162,15 +232,29 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a reward of one number for many tokens is refused",
         "rlhf/rewards.py",
-        "if part.shape != earned.shape:",
-        "if len(part) != len(earned):",
+        "if part.shape != mask.shape:",
+        "if len(part) != len(mask):",
         "test_a_term_of_another_shape_is_named_and_not_spread",
     ),
     (
         "a reward term with a typo is named",
         "rlhf/rewards.py",
-        "if name not in TERMS:",
+        "if name not in TERMS and name not in own:",
         "if not name:",
         "test_a_term_that_there_is_none_of_is_named",
+    ),
+    (
+        "running statistics weigh an iteration by its answers",
+        "rlhf/rewards.py",
+        "share = len(more) / count",
+        "share = 0.5",
+        "test_running_statistics_are_those_of_all_values_so_far",
+    ),
+    (
+        "a normalised term is less its running mean",
+        "rlhf/rewards.py",
+        "(part - at_the_end(torch.full((len(part),), running.mean), mask)) / running.std",
+        "part / running.std",
+        "test_a_normalised_term_is_less_its_mean_in_its_deviations",
     ),
 ]

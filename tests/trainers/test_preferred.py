@@ -172,8 +172,8 @@ PLANTED = [  # promise, file, right code, bug, test
     (
         "rl starts from the stage that ppo.start names",
         "rlhf/ppo.py",
-        "begin = folders[cfg.ppo.start.value]",
-        'begin = folders["chat"]',
+        "chat=folders[cfg.ppo.start.value]",
+        'chat=folders["chat"]',
         "test_rankings_make_models_that_ppo_starts_from_and_the_report_compares",
     ),
 ]

@@ -75,12 +75,13 @@ def test_without_a_critic_there_is_no_warm_up(chat: Path) -> None:
 def test_what_was_taken_continues_bit_for_bit(chat: Path, tmp_path: Path) -> None:
     batch = pad(responses(chat))
     advantages = random_advantages(batch)
-    straight = learner(chat)
+    again = replace(CFG, max_disagreement=0.0)  # the same answers, though another policy would give others
+    straight = learner(chat, again)
     straight.update(batch, advantages, batch.logprobs)
     straight.take()
     straight.update(later(batch, 1), advantages, batch.logprobs)  # what was taken is not moved by it
     straight.write(tmp_path / "saved")
-    resumed = learner(chat)
+    resumed = learner(chat, again)
     assert resumed.load(tmp_path / "saved", version=1) == 1
     resumed.update(later(batch, 1), advantages, batch.logprobs)
     assert (straight.weights().flat == resumed.weights().flat).all()
@@ -168,6 +169,18 @@ def test_models_and_what_they_learn_from_lie_where_the_actors_were_told(chat: Pa
     assert {values.device.type for values in parts} == {"meta"} and there.version == batch.version
 
 
+def test_steps_end_where_the_policy_has_gone_too_far(chat: Path) -> None:
+    batch = pad(responses(chat))
+    advantages = random_advantages(batch)
+    fast = replace(CFG, epochs=4, minibatches=1, lr=0.1)
+    free = learner(chat, fast).update(batch, advantages, batch.logprobs)
+    assert "actor/stopped_after" not in free and free["actor/ppo_kl"] > 0.05
+    made = learner(chat, replace(fast, stop_kl=0.05))
+    told = made.update(batch, advantages, batch.logprobs)
+    assert 1 <= told["actor/stopped_after"] < 4 and told["actor/ppo_kl"] <= 0.05
+    assert made.ready() == 1
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "an update is applied once",
@@ -200,7 +213,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the knob of a ruined policy is named",
         "rlhf/actors/trained.py",
-        'if all(stats[f"{name}/refused"]):',
+        'if stats[f"{name}/refused"] and all(stats[f"{name}/refused"]):',
         "if False:",
         "test_a_learning_rate_that_ruins_the_model_is_named",
     ),
@@ -245,5 +258,12 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "yield {name: values.to(self.model.device) for name, values in both.items()}",
         "yield both",
         "test_models_and_what_they_learn_from_lie_where_the_actors_were_told",
+    ),
+    (
+        "an iteration's steps end where the policy has gone too far",
+        "rlhf/actors/trained.py",
+        'if name == "actor" and 0 < self.cfg.stop_kl < taken.metrics["actor/ppo_kl"]:',
+        "if False:",
+        "test_steps_end_where_the_policy_has_gone_too_far",
     ),
 ]

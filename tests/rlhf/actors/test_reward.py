@@ -10,6 +10,7 @@ import torch
 from conf.knobs.alignment import Tasks
 from moe.formats import hugging_face
 from moe.tasks.task import Judge, Sample, Verdict
+from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from rlhf.actors.reward import Reward
 from rlhf.forward import answer_scores
@@ -61,10 +62,21 @@ def test_scores_are_of_the_last_token_in_deviations_and_bounded(chat: Path, rule
             alone = model.scores(model(ids, torch.ones_like(ids)).states)[-1]
         assert raw[row].item() == pytest.approx(alone.item(), abs=1e-5)
     middle = float(raw[0])
-    scores = Reward(tmp_path, rules, chat, 1, folder, Scale(middle, 0.5)).score(batch)
+    scores = Reward(tmp_path, rules, chat, 1, folder, Scale(middle, 0.5)).score(batch).mean
     assert scores.tolist() == pytest.approx(((raw - middle) / 0.5).clamp(-3, 3).tolist(), abs=1e-5)
-    far = Reward(tmp_path, rules, chat, 1, folder, Scale(middle, 1e-9)).score(batch)
+    far = Reward(tmp_path, rules, chat, 1, folder, Scale(middle, 1e-9)).score(batch).mean
     assert far[0] == 0.0 and set(far[1:].abs().tolist()) == {3.0}
+
+
+def test_several_models_are_their_mean_and_what_they_differ_by(chat: Path, rules: Tasks, tmp_path: Path) -> None:
+    one, other, batch = save_reward(chat, tmp_path / "one"), tmp_path / "other", pad(responses(chat))
+    hugging_face.save(hugging_face.load_scalar(chat, seed=6), other, Defaults.of(Tokenizer.load(chat), chat=True))
+    scale = Scale(0.0, 1.0)
+    first, second = (Reward(tmp_path, rules, chat, 1, folder, scale).score(batch).mean for folder in (one, other))
+    both = Reward(tmp_path, rules, chat, 1, one, scale, others=[(other, scale)]).score(batch)
+    assert both.mean.tolist() == pytest.approx(((first + second) / 2).tolist(), abs=1e-6)
+    assert both.spread.tolist() == pytest.approx(((first - second).abs() / 2).tolist(), abs=1e-6)
+    assert both.spread.max() > 1e-3
 
 
 def test_without_a_model_there_is_no_score(chat: Path, rules: Tasks, tmp_path: Path) -> None:
@@ -76,8 +88,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the reward model's scores are on the rankings' scale",
         "rlhf/actors/reward.py",
-        "((scores - self.scale.mean) / self.scale.std)",
-        "(scores / self.scale.std)",
+        "((scores - scale.mean) / scale.std)",
+        "(scores / scale.std)",
         "test_scores_are_of_the_last_token_in_deviations_and_bounded",
     ),
     (
@@ -100,5 +112,12 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "self.tokenizer.decode(response.answer), response.finished)",
         "self.tokenizer.decode(response.answer), True)",
         "test_rules_see_the_text_without_its_end_and_whether_it_ended",
+    ),
+    (
+        "what reward models differ by is a deviation over the models",
+        "rlhf/actors/reward.py",
+        "together.std(0, correction=0)",
+        "together.std(0, correction=0) * 0",
+        "test_several_models_are_their_mean_and_what_they_differ_by",
     ),
 ]

@@ -1,0 +1,1 @@
+"""Parts of the run's report that have a file of their own."""

@@ -1,0 +1,1 @@
+"""What the loop carries from one iteration to the next beside the actors' state; saved with each checkpoint."""
