@@ -21,7 +21,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 
 from cluster.people.labels import Item, Label, Labels, places
-from serving.schema import ApiError, Strict, parse
+from serving.dialects.strict import ApiError, Strict, parse
 
 MAX_COMMENT = 4000  # characters
 

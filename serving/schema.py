@@ -252,7 +252,7 @@ Prompts = Annotated[
 def each_prompt(prompts: Prompts) -> Sequence[str | list[int]]:
     """One or several, each as text or as token ids."""
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [cast(str | list[int], prompts)]
+        return [prompts]
     return cast(Sequence[str | list[int]], prompts)
 
 

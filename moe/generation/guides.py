@@ -138,4 +138,4 @@ class _Vocabulary:
 @lru_cache(maxsize=4)
 def _library(tokenizer: Tokenizer) -> LLTokenizer:
     """Takes a second for a large vocabulary."""
-    return LLTokenizer(_Vocabulary(tokenizer), eos_token=list(tokenizer.stop))  # type: ignore[arg-type]
+    return LLTokenizer(_Vocabulary(tokenizer), eos_token=list(tokenizer.stop))

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from conf.entry import compose
-from conf.knobs.alignment import KlIn, RewardLoss
+from conf.knobs.alignment import RewardLoss
+from conf.knobs.reinforcement import KlIn
 from conf.knobs.running import Cluster
 from conf.knobs.training import Optim, Optimizer
 from moe.formats import certificate, checkpoints, hugging_face
@@ -124,7 +125,7 @@ def closing_measurements(run: Path) -> None:
     closing.of_reward(run / "reward", run / "reward" / "rows" / "val", RewardLoss.pairwise, cfg.cluster)
     rl_closing.of_rl({name: run / name for name in ("base", "chat", "rl")}, tasks, queries, cfg)
     rewarded = (run / "reward", Scale(0.0, 1.0))
-    rl_closing.compared({name: run / name for name in ("chat", "rl")}, tasks, rewarded, cfg)
+    rl_closing.compared({name: run / name for name in ("chat", "rl")}, tasks, rewarded, None, cfg)
     list(difficulty.answer_losses(run / "base", [[([1, 5, 6, 7], [0, 0, 1, 1])]], cfg.cluster))
     model = hugging_face.load(run / "base")
     assert all(isinstance(p, Card) for p in model.parameters())

@@ -172,7 +172,7 @@ def test_every_error_has_its_shape(tiny: Tiny) -> None:
 def test_a_stream_that_fails_ends_in_its_error_event(tiny: Tiny) -> None:
     class Dying(Engine):
         def step(self) -> list[Token]:
-            if self._active and self._active[0].made == 3:
+            if self._active and len(self._active[0].answer) == 3:
                 raise ArithmeticError("off")
             return super().step()
 

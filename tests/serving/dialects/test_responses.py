@@ -32,12 +32,12 @@ def test_its_client_gets_the_engines_answer(client: OpenAI, tiny: Tiny) -> None:
     response = client.responses.create(**ASK, instructions="你是诗人", metadata={"trace": "7"}, store=False)
     asked = [{"role": "system", "content": "你是诗人"}, QUESTION]
     assert response.output_text == directly(tiny, asked)
-    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")  # type: ignore[union-attr]
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert response.usage and response.usage.input_tokens == len(prompt_ids(tiny.tokenizer, asked))
     assert (response.usage.output_tokens, response.usage.total_tokens) == (12, 12 + response.usage.input_tokens)
     assert (response.metadata, response.model_dump()["store"]) == ({"trace": "7"}, False)
     [message] = response.output
-    assert (message.type, message.status) == ("message", "incomplete")  # type: ignore[union-attr]
+    assert (message.type, message.status) == ("message", "incomplete")
 
 
 def test_what_it_answered_is_input_again(client: OpenAI, tiny: Tiny) -> None:
@@ -124,7 +124,7 @@ def test_what_is_refused(client: OpenAI, fields: dict[str, Any], status: int, pa
 def test_a_stream_that_fails_says_so_in_its_last_event(tiny: Tiny) -> None:
     class Dying(Engine):
         def step(self) -> list[Token]:
-            if self._active and self._active[0].made == 3:
+            if self._active and len(self._active[0].answer) == 3:
                 raise ArithmeticError("off")
             return super().step()
 

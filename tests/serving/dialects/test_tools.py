@@ -180,14 +180,14 @@ def test_what_a_model_calls_of_itself_is_found_beside_its_text(engine: Engine, q
     said = f'Let me see.\n{CALLED}\n<tool_call>\n{{"name": "now", "arguments": {{}}}}\n</tool_call>'
     with asking(scripted(engine, qwen, said), qwen) as client:
         message = client.chat.completions.create(**ASK, tools=TOOLS).choices[0].message
-        calls = [(each.function.name, each.function.arguments) for each in message.tool_calls or []]  # type: ignore[union-attr]
+        calls = [(each.function.name, each.function.arguments) for each in message.tool_calls or []]
         assert (message.content, calls) == ("Let me see.", [("weather", '{"city": "西安"}'), ("now", "{}")])
         with client.chat.completions.stream(**ASK, tools=TOOLS) as stream:
             final = stream.get_final_completion().choices[0]
         assert final.finish_reason == "tool_calls"
         assert [each.function.name for each in final.message.tool_calls or []] == ["weather", "now"]
         one = client.chat.completions.create(**ASK, tools=TOOLS, parallel_tool_calls=False).choices[0]
-        assert [each.function.name for each in one.message.tool_calls or []] == ["weather"]  # type: ignore[union-attr]
+        assert [each.function.name for each in one.message.tool_calls or []] == ["weather"]
         assert one.finish_reason == "tool_calls"
         none = client.chat.completions.create(**ASK, tools=TOOLS, tool_choice="none").choices[0]
         assert (none.message.content, none.message.tool_calls) == (said, None)
@@ -222,7 +222,7 @@ def test_anthropics_client_gets_blocks_of_tool_use(engine: Engine, qwen: Tokeniz
         told = [{"role": "assistant", "content": plain.content}, {"role": "user", "content": [result]}]
         counted = client.messages.count_tokens(model="tiny", tools=offer, messages=[*SAID, *told]).input_tokens
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "西安"}}}
-    asked = [*SAID, {"role": "assistant", "content": "Let me see.", "tool_calls": [call]}]
+    asked: list[dict[str, Any]] = [*SAID, {"role": "assistant", "content": "Let me see.", "tool_calls": [call]}]
     tools = [
         {"type": "function", "function": {k: v for k, v in each["function"].items() if k != "description"}}
         for each in TOOLS
@@ -247,7 +247,7 @@ def test_calls_and_results_go_back_in_every_api(client: OpenAI, address: str, qw
     told.append({"role": "tool", "tool_call_id": "c1", "content": "4 degrees"})
     chat = client.chat.completions.create(**ASK | {"messages": told, "max_tokens": 1})
     inner = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
-    plain = [
+    plain: list[dict[str, Any]] = [
         *SAID,
         {"role": "assistant", "content": "", "tool_calls": [inner]},
         {"role": "tool", "content": "4 degrees"},
