@@ -63,15 +63,15 @@ def test_scores_are_in_deviations_of_the_rankings(before: Before) -> None:
 
 
 def test_a_reward_model_with_another_tokenizer_reads_the_text(before: Before, tmp_path: Path) -> None:
-    other = Tokenizer.train(["abc abc"], Settings(vocab_size=300, min_frequency=1))
+    other = Tokenizer.train(["举头望明月，低头思故乡。"], Settings(vocab_size=512, min_frequency=1))
     scorer = decoder(vocabulary=other.padded_size, head=SCALAR)
     hugging_face.save(scorer, tmp_path / "r", Defaults.of(other, chat=True))
     query = before.queries[0].sample
-    ids = [*prompt_ids(other, query.messages), *answer_ids(other, query.messages, ["abc"])[0]][: scorer.cfg.context]
+    ids = [*prompt_ids(other, query.messages), *answer_ids(other, query.messages, ["明月 ab"])[0]][: scorer.cfg.context]
     rows = torch.tensor([ids])
     with torch.no_grad():
         told = scorer.scores(scorer(rows, torch.ones_like(rows)).states[-1:])
-    assert of_text(tmp_path / "r", [query], ["abc"]) == pytest.approx(told.tolist(), abs=1e-4)
+    assert of_text(tmp_path / "r", [query], ["明月 ab"]) == pytest.approx(told.tolist(), abs=1e-4)
 
 
 def test_models_are_compared_on_the_held_out_queries(before: Before, other: Path) -> None:

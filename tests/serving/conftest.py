@@ -91,7 +91,7 @@ def served_address(ray_cluster: None, tiny: Tiny) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from tests.serving.browsers import opened  # which imports this file
+    from tests.serving.page.browsers import opened  # which imports this file
 
     with opened() as found:
         yield found
@@ -104,7 +104,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(browser: Any, tiny: Tiny, store: Path) -> Iterator[str]:
-    from tests.serving.browsers import served
+    from tests.serving.page.browsers import served
 
     with served(tiny, store) as found:
         yield found
@@ -113,7 +113,7 @@ def address(browser: Any, tiny: Tiny, store: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """Open, in a browser that has never been here; whatever fails on it fails the test."""
-    from tests.serving.browsers import until
+    from tests.serving.page.browsers import until
 
     context = browser.new_context(locale="en-GB")
     context.set_default_timeout(60_000)

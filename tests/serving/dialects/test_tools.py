@@ -301,8 +301,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a required call keeps its tool's schema",
         "serving/dialects/tools.py",
-        '"arguments": given}',
-        '"arguments": {}}',
+        'tool.function.name}, "arguments": given}',
+        'tool.function.name}, "arguments": {}}',
         "test_a_required_call_is_one_of_the_tools_with_arguments_of_its_schema",
     ),
 ]

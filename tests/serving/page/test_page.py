@@ -14,7 +14,7 @@ from conf.knobs.running import Run
 from conf.schema import Config
 from moe.tasks.task import PRINCIPLES
 from rlhf.judges.feedback import told
-from tests.serving.browsers import kept, last, say, short, until
+from tests.serving.page.browsers import kept, last, say, short, until
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from conf.knobs.alignment import Judges
 from conf.schema import Config
 from rlhf import rank
 from tests.rlhf.test_rank import begun
-from tests.serving.browsers import served, until
 from tests.serving.conftest import Tiny
+from tests.serving.page.browsers import served, until
 
 pytestmark = pytest.mark.slow
 ANSWERS = {

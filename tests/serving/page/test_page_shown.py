@@ -9,8 +9,8 @@ import pytest
 
 from cluster.feedback import for_training
 from serving.web import PAGE
-from tests.serving.browsers import imports, say, served, short, until
 from tests.serving.conftest import Tiny
+from tests.serving.page.browsers import imports, say, served, short, until
 from tests.serving.test_keys import ALICE, SECRET
 
 pytestmark = pytest.mark.slow
