@@ -19,7 +19,7 @@ MAX_SCHEMA = 2**16  # characters
 # Between the parts of a JSON text: nothing, a blank, or a line's end with blanks after it. Any number of them would let
 # a model go on for ever.
 _BLANK = r"(\n {0,40}| )?"
-OPTIONS: dict[str, Any] = {
+OPTIONS: Any = {
     "whitespace_flexible": True,
     "whitespace_pattern": _BLANK,
     "coerce_one_of": False,
