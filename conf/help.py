@@ -32,7 +32,7 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "tasks gpu cluster tracker run sweep",
     "trainers.cohft": "cohft parent optim adapt compute spikes doctor checkpoints evaluate "
     "tasks gpu cluster tracker run sweep",
-    "trainers.evaluate": "evaluate tasks tracker run",
+    "trainers.evaluate": "evaluate tasks cluster tracker run",
     "trainers.prune": "prune evaluate run",
     "rlhf.rank": "rank judge parent tasks cluster run",
     "rlhf.judges.label": "label run",

@@ -127,7 +127,7 @@ def test_the_rules_alone_know_nothing_of_other_judges_knobs() -> None:
     [
         (["rank.judges=[]"], "rank.judges=[] must name one or more judges, each once; try [rules,ai]"),
         (["rank.judges=[ai,ai]"], "rank.judges=[ai,ai] must name one or more judges, each once; try [rules,ai]"),
-        (["rank.judges=[me]"], "rank.judges=[me] must be one of rules, ai, feedback"),
+        (["rank.judges=[me]"], "rank.judges=[me] must be one of rules, ai, people, feedback"),
         (["rank.weights.rules=0"], "rank.weights.rules=0.0 must be greater than 0; leave a judge out of rank.judges"),
         (
             ["judge.votes=3"],

@@ -54,7 +54,10 @@ def test_the_reference_is_the_label_where_it_is_a_choice() -> None:
         ({"prompt": 3}, "prompt=3 must be a text that is not empty"),
         ({"messages": "Hi"}, "messages must be a list of one message or more"),
         ({"messages": [USER, 3]}, "messages[1] must be an object with role and content"),
-        ({"messages": [{"role": "bot", "content": "a"}]}, "messages[0].role='bot' must be system, user or assistant"),
+        (
+            {"messages": [{"role": "robot", "content": "a"}]},
+            "messages[0].role='robot' must be system, user or assistant",
+        ),
         ({"messages": [{"role": "user"}]}, "messages[0].content=None must be a text"),
         ({"messages": [USER, REPLY]}, "the roles are user, assistant; user and assistant must take turns, the user"),
         ({"messages": [USER, USER]}, "the roles are user, user;"),

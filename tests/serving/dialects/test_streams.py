@@ -11,6 +11,7 @@ import pytest
 
 from conf.errors import InputError
 from conf.knobs.running import Serve
+from moe.generation.engine import Token
 from serving.keys import Key
 from tests.serving.conftest import Tiny, data
 from tests.serving.dialects.conftest import running
@@ -95,6 +96,21 @@ def test_it_goes_on_where_it_was_left_with_the_same_words(address: str, more: di
     assert text(events) == {each["index"]: each["message"]["content"] for each in whole["choices"]}
     if "response_format" in more:
         assert len(json.loads(text(events)[0])) == 12
+
+
+def test_who_leaves_a_stream_stops_its_decoding(tiny: Tiny) -> None:
+    class Counted(Slow):
+        made = 0
+
+        def step(self) -> list[Token]:
+            tokens = super().step()
+            self.made += len(tokens)
+            return tokens
+
+    engine = Counted(tiny.model, 2, ())
+    with running(engine, tiny.tokenizer) as address:
+        begun(address, 5)
+        assert idle(address) and engine.made < ASK["max_tokens"] - 5
 
 
 def begun_again(address: str, stream: str, begin: int, count: int) -> list[str]:
@@ -185,7 +201,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "serving/dialects/streams.py",
         "            self.reply.answers.pause()",
         "            pass",
-        "test_it_goes_on_where_it_was_left_with_the_same_words",
+        "test_who_leaves_a_stream_stops_its_decoding",
     ),
     (
         "a stream that was left goes on with the same words",
