@@ -12,6 +12,7 @@ from typing import Any
 from cluster.checkpoints import newest_checkpoint
 from cluster.storage import MANIFEST, Damaged, read_json, sha256, verify, verify_files
 from conf.decides import Effect, effect
+from conf.help import knobs
 
 INTENT = "stage.json"  # written at the start: what this folder is being made from
 CHECKPOINTS = "checkpoints"
@@ -42,7 +43,7 @@ def agreeing(folder: Path, intent: dict[str, Any], longer: Longer | None) -> tup
     again = []
     for knob in sorted(old.keys() | new.keys()):
         was, now, kind = old.get(knob, "none"), new.get(knob, "none"), effect(knob, new)
-        if was == now or kind is Effect.free:
+        if was == now or kind is Effect.free or (knob not in old and _as_before(knob, now)):
             continue
         told = f"made with {knob}={was}, now {knob}={now}"
         if kind is Effect.decides:
@@ -62,6 +63,11 @@ def agreeing(folder: Path, intent: dict[str, Any], longer: Longer | None) -> tup
     except Damaged as error:
         raise Differs(str(error)) from error
     return dict(before), again
+
+
+def _as_before(knob: str, value: Any) -> bool:
+    """Whether a knob that is newer than what was made is as it was before there was one."""
+    return knob in knobs() and value == plain(knobs()[knob][0])
 
 
 def _no_longer(folder: Path, old: Mapping[str, Any], sealed: bool, longer: Longer | None) -> str:

@@ -216,6 +216,17 @@ def test_what_an_older_version_made_is_measured_again_too(cfg: Config) -> None:
     assert make(cfg, "ranked", reads=("chat",)).metrics == reader.metrics
 
 
+def test_a_knob_that_is_newer_than_a_stage_is_as_it_was_unless_it_is_set(cfg: Config) -> None:
+    folder = make(cfg).folder
+    old = read_json(folder / "manifest.json")
+    del old["config"]["optim"]["beta2"], old["sealed"]
+    write_manifest(folder, old)
+    assert make(cfg).done
+    cfg.optim.beta2 = 0.9
+    with pytest.raises(InputError, match=r"made with optim\.beta2=none, now optim\.beta2=0\.9"):
+        make(cfg)
+
+
 def test_what_is_refused_leaves_nothing_behind(cfg: Config) -> None:
     with pytest.raises(InputError, match="stage chat reads stage base"):
         make(cfg, "chat", reads=("base",))
@@ -311,6 +322,13 @@ def test_an_address_is_no_folder() -> None:
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "a newer knob that is set is another setting",
+        "cluster/agreement.py",
+        "return knob in knobs() and value == plain(knobs()[knob][0])",
+        "return True",
+        "test_a_knob_that_is_newer_than_a_stage_is_as_it_was_unless_it_is_set",
+    ),
     (
         "a stage that is measured again keeps what it is known by",
         "cluster/run.py",
