@@ -102,9 +102,11 @@ def ppo(folder: Path) -> None:
             cfg.cluster = Cluster(gpus_per_worker=0.1)
             made = before.start(cfg)
             for actor in made.roles.values():
-                model = actor.engine.model if hasattr(actor, "engine") else actor.model
-                wrong = [] if model is None else [n for n, p in model.named_parameters() if not isinstance(p, Card)]
-                assert not wrong, f"{actor}: {wrong} lie elsewhere"
+                several = [model for model, _ in getattr(actor, "models", [])]  # the reward actor's
+                own = actor.engine if hasattr(actor, "engine") else actor
+                for model in [*several, *([own.model] if hasattr(own, "model") else [])]:
+                    wrong = [name for name, p in model.named_parameters() if not isinstance(p, Card)]
+                    assert not wrong, f"{actor}: {wrong} lie elsewhere"
             before.learn(made, cfg, folder / name / "rl")
 
 
