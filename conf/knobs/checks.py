@@ -27,7 +27,7 @@ def some_left(prefix: str, held_out: float) -> None:
 
 # A knob below 0 means something: a number to look up, the totals of rankings.
 _SIGNED = ("why.id", "hfft.at_least", "cohft.at_least")
-_WHOLE, _REAL, _SECONDS = 2**48, 1e15, 1e8  # the largest that anything can count, compute with, or wait for
+_WHOLE, _REAL, _SECONDS = 2**48, 1e30, 1e8  # the largest that anything can count, compute with, or wait for
 
 
 def numbers(section: object, prefix: str = "") -> None:
