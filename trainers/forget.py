@@ -6,10 +6,10 @@ early(__name__)
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from trainers.rows.feed import rows_before
 from trainers.rows.mixture import opened
 from trainers.rows.rows import DOCUMENTS, FILE, order
 
+Section = TypeVar("Section", Corpus, Pretrain)
 SHOWN = 8  # records, rows and steps that are named
 
 
@@ -89,15 +90,14 @@ def asked(cfg: Config, folder: Path) -> list[dict[str, Any]]:
 
 def _as_made(manifest: Mapping[str, Any]) -> Corpus:
     """The settings that a corpus was made with: it is the same but for what is forgotten."""
-    given = manifest["config"]["corpus"]
-    kinds = {field.name: type(getattr(Corpus(), field.name)) for field in fields(Corpus)}
-    return Corpus(
-        **{
-            name: kinds[name](value) if issubclass(kinds[name], Enum) else value
-            for name, value in given.items()
-            if name in kinds
-        }
-    )
+    return _section(Corpus, manifest["config"]["corpus"])
+
+
+def _section(kind: type[Section], given: Mapping[str, Any]) -> Section:
+    """A section of the config as a manifest says it; knobs that it does not know are at their defaults."""
+    kinds = {name: type(value) for name, value in vars(kind()).items()}
+    known = {name: value for name, value in given.items() if name in kinds}
+    return kind(**{name: kinds[name](v) if issubclass(kinds[name], Enum) else v for name, v in known.items()})
 
 
 def seen_by(run: Path, manifest: Mapping[str, Any], kept: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -176,12 +176,8 @@ def rows_of(packed: Path, documents: Sequence[int]) -> list[int]:
 def steps_of(manifest: Mapping[str, Any], packed: Path, rows: Sequence[int]) -> Iterator[int]:
     """The steps, the first is 0, of a finished pretraining on these rows alone that some of `rows` came in."""
     count = len(opened(packed))
-    names = {field.name for field in fields(Pretrain)}
-    settings = {name: value for name, value in manifest["config"]["pretrain"].items() if name in names}
-    kinds = {field.name: type(getattr(Pretrain(), field.name)) for field in fields(Pretrain)}
-    given = {name: kinds[name](value) if issubclass(kinds[name], Enum) else value for name, value in settings.items()}
     length = opened(packed).row_length
-    fit = in_steps(Pretrain(**given), count, length)
+    fit = in_steps(_section(Pretrain, manifest["config"]["pretrain"]), count, length)
     begins = np.array([rows_before(fit, length, step) for step in range(fit.steps + 1)])
     came = np.flatnonzero(np.isin(order(count, manifest["seed"], 0, int(begins[-1])), np.array(rows)))
     yield from np.unique(np.searchsorted(begins, came, "right") - 1).tolist()

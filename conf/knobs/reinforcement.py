@@ -162,15 +162,9 @@ class Ppo:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """The knobs as the stage's settings. Those that came later are left out where they are as they always were:
-        a run from before has not said them."""
-        plain = type(self)()
-        return {
-            item.name: value
-            for item in fields(self)
-            if item.name != "name"
-            and ((value := getattr(self, item.name)) != getattr(plain, item.name) or item.name not in _LATER)
-        } | {"rewards": self.weights}
+        """The knobs as the stage's settings: by its name the stage is known already."""
+        knobs = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+        return knobs | {"rewards": self.weights}
 
     @property
     def stage(self) -> str:
@@ -225,8 +219,4 @@ class Replay:
     step: int = 0  # as metrics.jsonl counts; 0: the newest
 
 
-_LATER = (  # knobs that runs from before them do not name
-    "terms normalise ensemble dual_clip whiten cut_off kl_estimate kl_target kl_horizon entropy_coef stop_kl "
-    "max_kl max_disagreement micro_tokens"
-).split()
 PARENT_LR = 3e-6, 1e-5  # of policy and critic: what TRL's and verl's recipes give models that are trained already

@@ -70,19 +70,13 @@ def test_the_stages_hang_on_every_knob_that_decides(tmp_path: Path, monkeypatch:
         opened.append(name)
         raise Opened
 
-    # Knobs of rl that its settings name where they are not as they were before there were any.
-    later = (
-        "ppo.terms.mine=math.floor ppo.rewards.mine=1 ppo.normalise=true ppo.ensemble=[x] ppo.dual_clip=3 "
-        "ppo.whiten=false ppo.cut_off=mask ppo.kl_estimate=k3 ppo.kl_target=6 ppo.kl_horizon=9 ppo.entropy_coef=0.01 "
-        "ppo.stop_kl=1"
-    )
     parent = [f"parent.model={foreign('llama', tmp_path / 'model')}", "tokens.row_length=64"]
     for stage, words in [
         *((stage, []) for stage in STAGES if stage != "parent"),
         ("parent", parent),
         ("ranked", ["rank.judges=[rules,ai]", "judge.url=http://127.0.0.1:1/v1", "judge.model=m"]),
         ("base", parent),
-        ("rl", later.split()),
+        ("rl", ["ppo.terms.mine=math.floor", "ppo.rewards.mine=1"]),
     ]:
         module = importlib.import_module(JOBS[stage])
         opens = {"twin": "trainers.pretrain", "hfft": "trainers.preferred", "cohft": "trainers.preferred"}

@@ -2,13 +2,17 @@
 
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import uvicorn
 
 from conf.knobs import running
 from conf.knobs.model import Model
@@ -47,6 +51,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         model.lm_head.weight[mute] = 0
     model_folder.save(model, folder, Defaults.of(tokenizer, chat=True))
     return Tiny(folder, model, tokenizer)
+
+
+@contextmanager
+def listening(app: Any, **how: Any) -> Iterator[int]:
+    """The port on which an ASGI app listens, without Ray."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", **how))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def data(event: str) -> Any:

@@ -4,8 +4,6 @@ import hashlib
 import json
 import math
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 from openai import APIStatusError, OpenAI
 
 from conf.knobs.running import Serve
@@ -22,7 +19,7 @@ from serving.app import endpoint
 from serving.decoding import DecodingThread
 from serving.replies import Served
 from serving.text import token_name
-from tests.serving.conftest import CONTEXT, LINES, Tiny
+from tests.serving.conftest import CONTEXT, LINES, Tiny, listening
 
 TEXT = "床前明月光，"
 LM_EVAL = Path(sys.prefix) / "lm-eval"
@@ -34,14 +31,8 @@ def address(tiny: Tiny) -> Iterator[str]:
     stop = (tiny.tokenizer.im_end, tiny.tokenizer.eos)
     decoding = DecodingThread(Engine(tiny.model, 2, stop), waiting=6)
     app = endpoint(Served("tiny", tiny.tokenizer, decoding, CONTEXT, 16), Serve())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(app) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")

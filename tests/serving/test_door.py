@@ -2,14 +2,12 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from conf.knobs.running import Serve
 from moe.generation.engine import Engine
@@ -18,7 +16,7 @@ from serving.decoding import DecodingThread
 from serving.door import Door
 from serving.proxy import connection
 from serving.replies import Served
-from tests.serving.conftest import CONTEXT, Tiny, until_closed
+from tests.serving.conftest import CONTEXT, Tiny, listening, until_closed
 
 CFG = Serve(
     header_timeout=3.0, body_timeout=2.5, max_body_bytes=5000, hosts=["chat.lan"], origins=["https://page.example"]
@@ -32,14 +30,8 @@ def port(tiny: Tiny) -> Iterator[int]:
     """As in Serve's proxy: our connections, the door, and behind it the app with its own."""
     decoding = DecodingThread(Engine(tiny.model, 2, (tiny.tokenizer.im_end,)), waiting=6)
     app = Door(endpoint(Served("tiny", tiny.tokenizer, decoding, CONTEXT, 16), CFG), CFG)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", http=connection(CFG)))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield int(server.servers[0].sockets[0].getsockname()[1])
-    server.should_exit = True
-    thread.join()
+    with listening(app, http=connection(CFG)) as found:
+        yield found
 
 
 def asked(port: int, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:

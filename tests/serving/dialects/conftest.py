@@ -2,8 +2,6 @@
 
 import json
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from conf.knobs.running import Serve
-from moe.generation.engine import Engine
+from moe.generation.engine import Engine, Token
 from moe.text.tokenizer import Tokenizer
 from serving.app import endpoint
 from serving.decoding import DecodingThread
 from serving.keys import Key
 from serving.replies import Served
-from tests.serving.conftest import CONTEXT, Tiny
+from tests.serving.conftest import CONTEXT, Tiny, listening
 
 CLIENTS = Path(sys.prefix) / "clients"  # `make clients`
 
@@ -35,16 +32,17 @@ def running(
     """The address of an endpoint over the engine, called `tiny`; answers have 16 tokens where nobody says more."""
     decoding = DecodingThread(engine, waiting=6)
     app = endpoint(Served("tiny", tokenizer, decoding, CONTEXT, 16, version="fp_tiny"), cfg, keys)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with listening(app) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+class Dying(Engine):
+    """Fails with the fourth token of an answer."""
+
+    def step(self) -> list[Token]:
+        if self._active and len(self._active[0].answer) == 3:
+            raise ArithmeticError("off")
+        return super().step()
 
 
 @pytest.fixture(scope="module")

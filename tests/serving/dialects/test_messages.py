@@ -11,7 +11,7 @@ from moe.generation.engine import Engine, Sampling, Token, generate
 from moe.text.chat import prompt_ids
 from serving.keys import Key
 from tests.serving.conftest import CONTEXT, Tiny
-from tests.serving.dialects.conftest import events, running
+from tests.serving.dialects.conftest import Dying, events, running
 
 QUESTION = [{"role": "user", "content": "举头望明月"}]
 ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 12, "temperature": 0, "messages": QUESTION}
@@ -170,12 +170,6 @@ def test_every_error_has_its_shape(tiny: Tiny) -> None:
 
 
 def test_a_stream_that_fails_ends_in_its_error_event(tiny: Tiny) -> None:
-    class Dying(Engine):
-        def step(self) -> list[Token]:
-            if self._active and len(self._active[0].answer) == 3:
-                raise ArithmeticError("off")
-            return super().step()
-
     with running(Dying(tiny.model, 2, tiny.tokenizer.stop), tiny.tokenizer) as address:
         *_, last = events(post(address, stream=True))
         told = {"type": "overloaded_error", "message": "decoding stopped: ArithmeticError: off"}

@@ -10,7 +10,7 @@ from openai import APIStatusError, OpenAI
 from moe.generation.engine import Engine, Sampling, Token, generate
 from moe.text.chat import prompt_ids
 from tests.serving.conftest import CONTEXT, Tiny
-from tests.serving.dialects.conftest import events, running
+from tests.serving.dialects.conftest import Dying, events, running
 
 ASK: dict[str, Any] = {"model": "tiny", "input": "举头望明月", "temperature": 0, "max_output_tokens": 12}
 QUESTION = {"role": "user", "content": "举头望明月"}
@@ -122,12 +122,6 @@ def test_what_is_refused(client: OpenAI, fields: dict[str, Any], status: int, pa
 
 
 def test_a_stream_that_fails_says_so_in_its_last_event(tiny: Tiny) -> None:
-    class Dying(Engine):
-        def step(self) -> list[Token]:
-            if self._active and len(self._active[0].answer) == 3:
-                raise ArithmeticError("off")
-            return super().step()
-
     with running(Dying(tiny.model, 2, tiny.tokenizer.stop), tiny.tokenizer) as address:
         response = httpx.post(f"{address}/v1/responses", json=ASK | {"stream": True}, timeout=600)
     last = events(response)[-1]

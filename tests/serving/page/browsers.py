@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from cluster.feedback import Store
 from cluster.people import labels
@@ -22,7 +20,7 @@ from serving.app import endpoint
 from serving.decoding import DecodingThread
 from serving.keys import Key
 from serving.replies import Served
-from tests.serving.conftest import CONTEXT, Tiny
+from tests.serving.conftest import CONTEXT, Tiny, listening
 
 DRIVER = Path(sys.prefix) / "browser"  # `make browser`
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -69,16 +67,8 @@ def served(tiny: Tiny, store: Path, keys: Sequence[Key] = ()) -> Iterator[str]:
     shown = Served(
         "tiny", tiny.tokenizer, decoding, CONTEXT, 200, version="fp_tiny", feedback=Store(store), labels=asked
     )
-    server = uvicorn.Server(uvicorn.Config(endpoint(shown, Serve(), keys), port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with listening(endpoint(shown, Serve(), keys)) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 def until(page: Any, what: str) -> None:
