@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.checkpoints import newest_checkpoint
 from cluster.storage import MANIFEST, Damaged, read_json, sha256, verify, verify_files
-from conf.decides import Effect, effect
+from conf.decides import RENAMED, Effect, effect
 from conf.help import knobs
 
 INTENT = "stage.json"  # written at the start: what this folder is being made from
@@ -39,7 +39,8 @@ def agreeing(folder: Path, intent: dict[str, Any], longer: Longer | None) -> tup
             raise Differs(f"made from another {name} stage than the one that is there now")
     if gone := before["inputs"].keys() - intent["inputs"].keys():
         raise Differs(f"made from stage {min(gone)}, which it no longer reads")
-    old, new = _leaves(before["config"]), _leaves(intent["config"])
+    old = {RENAMED.get(knob, knob): value for knob, value in _leaves(before["config"]).items()}
+    new = _leaves(intent["config"])
     again = []
     for knob in sorted(old.keys() | new.keys()):
         was, now, kind = old.get(knob, "none"), new.get(knob, "none"), effect(knob, new)

@@ -25,6 +25,9 @@ _FIT = {
 }
 _RANKINGS = "files max_bad_fraction at_least row_length too_long held_out replay"
 _PHRASES = "good worse more less names"
+_PLACE = {_ROUNDS: "gpus", _FREE: "cpus"}
+_PLACES = {_ROUNDS: "count gpus", _FREE: "cpus"}
+RENAMED = {"ppo.rollouts": "ppo.actors.rollout.count"}  # knobs that older versions called otherwise
 
 
 def _and(more: Mapping[Effect, str]) -> dict[Effect, str]:
@@ -83,9 +86,14 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
         "kl_estimate kl_target kl_horizon entropy_coef stop_kl grad_clip critic_warmup replay replay_tasks "
         "replay_weight",
         _LASTS: "iterations",
-        _ROUNDS: "rollouts micro_tokens",  # what is computed together moves the last bit
+        _ROUNDS: "micro_tokens",  # what is computed together moves the last bit
         _FREE: "name max_kl max_disagreement save_every timeout restarts keep_samples keep_samples_mb",
     },
+    "ppo.actors.rollout": _PLACES,
+    "ppo.actors.reward": _PLACE,
+    "ppo.actors.reference": _PLACE,
+    "ppo.actors.learner": _PLACES,
+    "ppo.actors.critic": _PLACES,
     "compare": {_MEASURES: "models wins reward"},
     "inspect": {_FREE: "step queries query"},
     "replay": {_FREE: "step"},

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_origin
 
+from conf.decides import RENAMED
 from conf.schema import Config
 
 SECTIONS = {  # what a job reads of the tree, its own first: what its --help shows
@@ -137,7 +138,7 @@ def _shown(value: Any) -> str:
         return f"[{','.join(_shown(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{','.join(f'{name}:{_shown(item)}' for name, item in value.items())}}}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
 def stray(tree: Mapping[str, Any], module: str = "") -> str:
@@ -238,6 +239,8 @@ def _unreadable(word: str, module: str) -> str:
 
 def _nearest(name: str, module: str) -> str:
     """What `name` may have meant: a knob that the job reads sooner than another."""
+    if name in RENAMED:
+        return f"; it is called {RENAMED[name]} now"
     ends = [knob for knob in knobs() if knob.endswith(f".{name}")]  # the section was left out
     for section in SECTIONS.get(module, "").split():
         if own := [knob for knob in ends if knob.startswith(f"{section}.")]:

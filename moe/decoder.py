@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from conf.knobs.model import Compute, Model
-from moe.experts import Backend, backend
-from moe.kernels.attention import Documents, attention
+from moe.experts import Backend, backend, by_tokens
+from moe.kernels.attention import Documents, attend_packed, attention, packs
 from moe.kernels.gemm import linear
 from moe.kernels.norm import Rope, norm_turn, rms_norm
-from moe.kernels.sorted_experts import torch_experts
 from moe.router import Routes, choose, jittered, route
 
 Head = tuple[str, ...]  # what a model puts out: () the vocabulary, else the names of its scores, the total first
@@ -36,6 +35,8 @@ class Layout:
     rows: int
     width: int
     documents: Documents | None  # where rows hold several; None: causal is enough
+    ends: Tensor  # [S + 1] int32: where the segments begin among the N tokens, and N
+    longest: int  # tokens of a segment
 
 
 def layout(segments: Tensor) -> Layout:
@@ -55,12 +56,13 @@ def layout(segments: Tensor) -> Layout:
     ordinal = torch.arange(index.shape[0], device=segments.device)
     positions = ordinal - first[segment] if index.numel() else index
     count = first.shape[0]
+    ends = torch.cat((first, first.new_tensor([index.shape[0]]))).int()
     longest = int(positions.max()) + 1 if index.numel() else 0
     if count * longest * longest <= batch * length * length:
-        return Layout(index, positions, segment * longest + positions, count, longest, None)
+        return Layout(index, positions, segment * longest + positions, count, longest, None, ends, longest)
     at = torch.arange(length, device=segments.device).expand_as(segments)
     documents = Documents(torch.where(segments != before, at, 0).cummax(1).values)
-    return Layout(index, positions, index, batch, length, documents)
+    return Layout(index, positions, index, batch, length, documents, ends, longest)
 
 
 def rotary(cfg: Model, positions: Tensor) -> Rope:
@@ -100,6 +102,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, grid: Layout) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, H] -> (y [N, H], k, v [N, kv_heads, D] for a cache)."""
         joined = self.project(x, rope)
+        _, keys, values = self.split(joined, 1)
+        if packs(joined):
+            mixed = attend_packed(joined, self.heads, self.kv_heads, grid.ends, grid.longest)
+            return linear(mixed.reshape(x.shape[0], -1), self.o_proj.weight), keys, values
         cells, size = joined, grid.rows * grid.width
         if size != x.shape[0]:
             cells = joined.new_zeros(size, *joined.shape[1:]).index_copy(0, grid.slots, joined)
@@ -108,7 +114,6 @@ class Attention(nn.Module):
         mixed = mixed.reshape(size, self.heads * self.head_dim)
         if size != x.shape[0]:
             mixed = mixed[grid.slots]
-        _, keys, values = self.split(joined, 1)
         return linear(mixed, self.o_proj.weight), keys, values
 
     def step(
@@ -140,7 +145,7 @@ class SparseMlp(nn.Module):
         self.top_k, self.jitter = cfg.top_k, cfg.jitter
         self.gate = nn.Linear(cfg.hidden_size, cfg.experts, bias=False)
         self.experts = Experts(cfg)
-        self.backend: Backend = torch_experts
+        self.backend: Backend = by_tokens
 
     def forward(self, x: Tensor, alone: bool = False) -> tuple[Tensor, Routes]:
         noisy = self.jitter and self.training and torch.is_grad_enabled()
@@ -243,12 +248,11 @@ class Decoder(nn.Module):
         """Where its weights lie, and what it is given must."""
         return self.model.norm.weight.device
 
-    def compute_with(self, cfg: Compute, device: torch.device | None = None) -> "Decoder":
-        """Choose how the experts are computed, on `device` if not where they are, and what is kept for the backward
-        pass; returns itself."""
+    def compute_with(self, cfg: Compute) -> "Decoder":
+        """Choose how the experts are computed and what is kept for the backward pass; returns itself."""
         self.checkpointing = cfg.checkpointing
         for layer in self.model.blocks():
-            layer.mlp.backend = backend(cfg.experts, device or self.device)
+            layer.mlp.backend = backend(cfg.experts)
         return self
 
     def forward(self, tokens: Tensor, segments: Tensor) -> Hidden:

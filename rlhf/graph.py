@@ -9,7 +9,6 @@ import ray
 from ray.actor import ActorHandle
 from torch import Tensor
 
-from cluster.room import bundle, check_room
 from conf.knobs.model import Precision
 from conf.knobs.reinforcement import Advantages, Ppo
 from conf.schema import Config
@@ -17,6 +16,7 @@ from moe.generation.engine import Sampling
 from moe.tasks.task import Sample, Verdict
 from rlhf.actors.critic import Critic
 from rlhf.actors.learner import Learner
+from rlhf.actors.placement import TRAINED, Placement, count, place
 from rlhf.actors.reference import Reference
 from rlhf.actors.reward import Reward
 from rlhf.actors.rollout import Rollout
@@ -24,20 +24,27 @@ from rlhf.messages import Assessed, Batch, Request, Response, Scored
 from rlhf.rewards import Earned, Judged, Running, Scale
 from rlhf.supervisor import Ask, Post, Supervisor
 
-LESS = "ppo.rollouts, cluster.cpus_per_worker or cluster.gpus_per_worker"  # knobs that lower what is asked for
-
 
 class Graph:
     """What is asked of the actors in `posts`; `rlhf.supervisor` sees to it that it is answered."""
 
     def __init__(
-        self, posts: dict[str, Post], *, scored: bool, timeout: float, restarts: int, origin: Mapping[str, str]
+        self,
+        posts: dict[str, Post],
+        *,
+        scored: bool,
+        timeout: float,
+        restarts: int,
+        origin: Mapping[str, str],
+        placement: Placement | None = None,
+        led: Mapping[str, Ask] | None = None,
     ) -> None:
         """`scored`: whether the reward actor has a reward model; `origin`: the stages whose models policy and critic
-        begin as."""
+        begin as; `led`: what makes an actor the first of several."""
         self.supervisor = Supervisor(posts, timeout=timeout, restarts=restarts, fresh=self._fresh)
         self.scored, self.origin = scored, dict(origin)
         self.rollouts = [name for name in posts if name.startswith("rollout ")]
+        self._placement, self._led = placement, led or {}
         self._weights: Any = None  # a reference to what the rollout actors hold
         self._done = -1  # the furthest iteration that was learnt
         self.supervisor.start()
@@ -143,9 +150,13 @@ class Graph:
     def close(self) -> None:
         """End every actor."""
         self.supervisor.close()
+        if self._placement is not None:
+            self._placement.release()
 
     def _fresh(self, name: str) -> list[Ask]:
         """What brings a new actor to where the others are."""
+        if name in self._led:
+            return [self._led[name]]
         held = name in self.rollouts and self._weights is not None
         return [Ask(name, "load_weights", (self._weights,))] if held else []
 
@@ -160,34 +171,44 @@ def start(
     precision: Precision,
     ensemble: Sequence[tuple[Path, Scale]] = (),
 ) -> Graph:
-    """Start every actor that the algorithm needs. Each has one torch thread: it is the actors that run side by side.
+    """Start every actor that the algorithm needs. Each has one torch thread unless `cluster.threads` says otherwise: it
+    is the actors that run side by side.
 
     Raises `InputError` when the cluster has too little for them, saying what is asked for and what is there.
     """
     threads = cfg.cluster.threads or 1
     critic = cfg.ppo.advantages is Advantages.gae
-    check_room(cfg.cluster, [bundle(cfg.cluster)] * (cfg.ppo.rollouts + 3 + critic), "stage rl", less=LESS)
-    options: dict[str, Any] = {
-        "num_cpus": cfg.cluster.cpus_per_worker,
-        "num_gpus": cfg.cluster.gpus_per_worker,
-        "max_restarts": 0,  # Ray's restart would lose the weights; ours gives them back
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-    }
+    placement = place(cfg, ["rollout", "reward", "reference", "learner", *["critic"] * critic])
+    led: dict[str, Ask] = {}
 
-    def post(kind: type, *args: Any, state: bool = False) -> Post:
-        return Post(partial(ray.remote(kind).options(**options).remote, *args), state)
+    def post(kind: type, role: str, *args: Any, number: int = 0) -> Post:
+        ranks = placement.ranks(role) if role in TRAINED else []
+        if ranks:
+            led[role] = Ask(role, "lead", (kind, args, ranks, placement.device(role)), starts=True)
+        return Post(partial(ray.remote(kind).options(**placement.options(role, number)).remote, *args), role in TRAINED)
 
-    trained, device = (cfg.ppo, precision, cfg.run.seed, threads), cfg.cluster.device
-    rollouts = {f"rollout {number}": post(Rollout, chat, threads, "ours", device) for number in range(cfg.ppo.rollouts)}
-    posts = rollouts | {
-        "reward": post(Reward, tasks, cfg.tasks, chat, threads, reward, scale, device, ensemble),
-        "reference": post(Reference, chat, threads, device),
-        "learner": post(Learner, chat, *trained, tasks / "train.jsonl", device, state=True),
+    device, trained = placement.device, (cfg.ppo, precision, cfg.run.seed, threads)
+    answering = (chat, threads, "ours", device("rollout"))
+    posts = {
+        f"rollout {number}": post(Rollout, "rollout", *answering, number=number)
+        for number in range(count(cfg.ppo, "rollout"))
     }
+    judging = (tasks, cfg.tasks, chat, threads, reward, scale, device("reward"), ensemble)
+    posts["reward"] = post(Reward, "reward", *judging)
+    posts["reference"] = post(Reference, "reference", chat, threads, device("reference"))
+    learning = (chat, *trained, tasks / "train.jsonl", device("learner"), cfg.cluster)
+    posts["learner"] = post(Learner, "learner", *learning)
     if critic:
-        posts["critic"] = post(Critic, reward or chat, *trained, device, state=True)
-    origin = {"policy": chat.name, "critic": (reward or chat).name if critic else ""}
-    return Graph(posts, scored=reward is not None, timeout=cfg.ppo.timeout, restarts=cfg.ppo.restarts, origin=origin)
+        posts["critic"] = post(Critic, "critic", reward or chat, *trained, device("critic"), cfg.cluster)
+    return Graph(
+        posts,
+        scored=reward is not None,
+        timeout=cfg.ppo.timeout,
+        restarts=cfg.ppo.restarts,
+        origin={"policy": chat.name, "critic": (reward or chat).name if critic else ""},
+        placement=placement,
+        led=led,
+    )
 
 
 def _scores(batch: Batch, given: Any) -> Ask:

@@ -108,14 +108,24 @@ class Weights:
     version: int
     shapes: tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) in the order of the array
     flat: np.ndarray  # float32
+    bits: int  # the sum of its numbers' bits, which whoever has received it compares
 
     @classmethod
     def of(cls, version: int, tensors: Mapping[str, Tensor]) -> "Weights":
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-        return cls(version, shapes, torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu().numpy())
+        flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu().numpy()
+        return cls(version, shapes, flat, _bits(flat))
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of each; the tensors are parts of one copy."""
-        parts = torch.from_numpy(self.flat.copy()).split([prod(shape) for _, shape in self.shapes])
+        """(name, tensor) of each; the tensors are parts of one copy. Raises `ValueError` where it is not what was
+        sent."""
+        copy = self.flat.copy()
+        if _bits(copy) != self.bits:
+            raise ValueError(f"the weights of version {self.version} are not those that were sent: other bits")
+        parts = torch.from_numpy(copy).split([prod(shape) for _, shape in self.shapes])
         for (name, shape), part in zip(self.shapes, parts, strict=True):
             yield name, part.view(shape)
+
+
+def _bits(flat: np.ndarray) -> int:
+    return int(flat.view(np.uint32).sum(dtype=np.uint64))

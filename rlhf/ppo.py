@@ -35,6 +35,7 @@ from moe.tasks.task import Verdict
 from moe.text.tokenizer import Tokenizer
 from rlhf import closing as measured
 from rlhf import rewards
+from rlhf.actors import placement
 from rlhf.actors.rehearsal import tasks_of
 from rlhf.advantages import ADVANTAGES, heard
 from rlhf.carried.state import Carried
@@ -60,7 +61,8 @@ def reads(cfg: Config, there: Collection[str]) -> list[str]:
 
 
 def check(cfg: Config) -> None:
-    """Raise `InputError` for a reward or a precision that cannot be."""
+    """Raise `InputError` for a reward, a precision or a placement that cannot be."""
+    placement.check(cfg)
     rewards.check(cfg.ppo.rewards, cfg.ppo.terms)
     precision(cfg)
 
@@ -164,6 +166,7 @@ def attempt(
         deadline=cfg.ppo.timeout,
     )
     about = {"seed": cfg.run.seed, "precision": precision(cfg).value, "threads": cfg.cluster.threads or 1}
+    about |= {"slots": cfg.cluster.slots if cfg.cluster.deterministic else 0}
     recorder = Recorder(folder / FOLDER, cfg.ppo, about | graph.origin)
     with (
         follow(folder, cfg.ppo.stage, cfg.ppo.iterations, show=show) as seen,

@@ -16,6 +16,7 @@ from cluster.run import stage_folder
 from cluster.tracking.tracker import read_metrics
 from conf.errors import InputError
 from conf.knobs.model import Precision
+from conf.knobs.running import Cluster
 from conf.schema import Config
 from rlhf.actors.critic import Critic
 from rlhf.actors.learner import Learner
@@ -60,8 +61,10 @@ def again(folder: Path, wanted: Record, device: str = "cpu") -> dict[str, float]
         )
     run, precision, threads = folder.parent, Precision(about["precision"]), about["threads"]
     trained = (cfg, precision, about["seed"], threads)
-    learner = Learner(run / about["policy"], *trained, run / "tasks" / "train.jsonl", device)
-    critic = Critic(run / about["critic"], *trained, device) if about["critic"] else None
+    slots = about.get("slots", 0)
+    where = device, Cluster(deterministic=True, slots=slots) if slots else None
+    learner = Learner(run / about["policy"], *trained, run / "tasks" / "train.jsonl", *where)
+    critic = Critic(run / about["critic"], *trained, *where) if about["critic"] else None
     if saved:
         learner.load(saved[1] / "learner", first)
         if critic:

@@ -18,7 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from rlhf.actors.calls import ActorFailed, reason, refused
+from rlhf.actors.calls import ActorFailed, RankLost, reason, refused
 
 START_WITHIN = 600.0  # seconds for an actor to be there, whatever a call may take later
 _GRACE = 3.0  # seconds for an actor to end by itself
@@ -44,6 +44,7 @@ class Ask:
     kept: bool = (
         False  # it gives two things; the second, which may be large, is not fetched: the result is its reference
     )
+    starts: bool = False  # it makes more actors, and has as long as a start
 
     def to(self, handle: ActorHandle) -> tuple[Any, Any]:
         """Make the call: (the reference that says how it ended, what the result is or None if that is its value)."""
@@ -202,7 +203,8 @@ class Supervisor:
         if post.state:
             if failed.error is not None and (theirs := refused(failed.error)):
                 raise theirs from failed.error
-            if isinstance(failed.error, RayTaskError):  # what it raised once it would raise again
+            rank_lost = isinstance(failed.error, RankLost)
+            if isinstance(failed.error, RayTaskError) and not rank_lost:  # what it raised once it would raise again
                 raise failed.error
             if post.handle is call.handle:
                 post.gone = f"{failed.why}; {_last_lines(post.place)}"
@@ -249,7 +251,8 @@ class Supervisor:
         post = self.posts[name]
         assert post.handle is not None
         first = Ask(name, "__ray_call__", (_whereabouts,))
-        for ask, within in [(first, until - time.monotonic()), *((each, self.timeout) for each in self._fresh(name))]:
+        for ask in [first, *self._fresh(name)]:
+            within = until - time.monotonic() if ask is first or ask.starts else self.timeout
             title = f"{name}.start" if ask is first else f"{name}.{ask.method}"
             said, rest = ask.to(post.handle)
             if not ray.wait([said], timeout=max(0.0, within))[0]:

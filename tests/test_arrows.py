@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rlhf": {"conf", "moe", "cluster", "rlhf"},
     "rlhf.actors": {"conf", "moe", "rlhf.actors", "rlhf.forward", "rlhf.losses", "rlhf.messages", "rlhf.objectives"}
     | {"rlhf.rewards", "cluster.fault"},
+    "rlhf.actors.placement": {"conf", "cluster.room"},  # on the driver's side
     "rlhf.judges": {"conf", "moe", "cluster", "rlhf.judges"},
     "rlhf.graph": {"conf", "moe", "cluster.room", "rlhf.actors", "rlhf.messages", "rlhf.rewards", "rlhf.supervisor"},
     "serving": {"conf", "moe", "cluster", "serving"},

@@ -40,6 +40,43 @@ class KlIn(Enum):
 
 
 @dataclass(kw_only=True)
+class Place:
+    """What a process of a role in the PPO graph asks the cluster for."""
+
+    cpus: float = 0.0  # logical CPUs that each asks Ray for; 0: cluster.cpus_per_worker
+    gpus: float | None = None  # GPUs of each, or a part of one that it shares; null: cluster.gpus_per_worker
+
+    def __post_init__(self) -> None:
+        if self.gpus and self.gpus > 1 and self.gpus % 1:
+            raise InputError(f"ppo.actors: gpus={self.gpus:g} must be whole GPUs, or a part of one")
+
+
+@dataclass(kw_only=True)
+class Places(Place):
+    count: int = 1  # processes; those of learner or critic share each update, as cluster.shard, ... say
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("ppo.actors", self, "count")
+
+
+@dataclass(kw_only=True)
+class Rollouts(Places):
+    count: int = 2  # processes that answer, each by itself
+
+
+@dataclass(kw_only=True)
+class Actors:
+    """The roles of the PPO graph: how many processes each has, and where they run."""
+
+    rollout: Rollouts = field(default_factory=Rollouts)
+    reward: Place = field(default_factory=Place)
+    reference: Place = field(default_factory=Place)
+    learner: Places = field(default_factory=Places)
+    critic: Places = field(default_factory=Places)
+
+
+@dataclass(kw_only=True)
 class Ppo:
     """Proximal policy optimisation (Schulman et al. 2017) with a KL tether to the model that it starts from; with
     `advantages=group` or `leave_one_out` there is no critic."""
@@ -85,7 +122,7 @@ class Ppo:
     replay: int = 0  # instruction samples learnt beside each minibatch, the tasks by turns, against forgetting
     replay_tasks: list[str] = field(default_factory=list)  # of these tasks; empty: of all
     replay_weight: float = 0.5  # of their loss
-    rollouts: int = 2  # rollout actors
+    actors: Actors = field(default_factory=Actors)
     save_every: int = 5
     timeout: float = 600.0  # seconds; deadline of one remote call
     keep_samples: int = 100  # iterations whose samples are kept in rl/iterations, the newest; 0: none
@@ -103,7 +140,6 @@ class Ppo:
             "clip",
             "value_clip",
             "grad_clip",
-            "rollouts",
             "save_every",
             "timeout",
             "keep_samples_mb",
@@ -147,8 +183,10 @@ class Ppo:
                 f"try ppo.prompts={ceil(self.prompts / self.minibatches) * self.minibatches}"
             )
         answers = self.prompts * self.samples
-        if answers < self.rollouts:
-            raise InputError(f"ppo.rollouts={self.rollouts} must be at most the {answers} answers of an iteration")
+        if answers < (rollouts := self.actors.rollout.count):
+            raise InputError(
+                f"ppo.actors.rollout.count={rollouts} must be at most the {answers} answers of an iteration"
+            )
 
     @classmethod
     def left_open(cls) -> "Ppo":

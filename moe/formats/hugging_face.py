@@ -5,6 +5,7 @@ Nothing is pickled.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ _QWEN3 = ("mlp", ("gate_proj", "up_proj", "down_proj"))
 _MIXTRAL = ("block_sparse_moe", ("w1", "w3", "w2"))
 
 
-def to_disk(model: Decoder) -> dict[str, Tensor]:
-    """The tensors under their names on disk, contiguous."""
+def to_disk(model: Decoder, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors under their names on disk, contiguous: the model's, or as `weights` has them by its names."""
     block, (gate, up, down) = _QWEN3 if model.cfg.qk_norm else _MIXTRAL
     out: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (weights or model.state_dict()).items():
         prefix, _, part = name.rpartition(".mlp.")
         if part == "experts.gate_up_proj":
             for e, both in enumerate(tensor):
@@ -77,17 +78,18 @@ def from_disk(tensors: dict[str, Tensor], model: Decoder, where: str) -> None:
         raise InputError(f"{where}: tensor {next(iter(tensors))} is not part of this model")
 
 
-def save(model: Decoder, folder: Path, defaults: Defaults) -> None:
-    """Write the model into `folder`, with all that another tool needs to use it as we do."""
+def save(model: Decoder, folder: Path, defaults: Defaults, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model into `folder`, with all that another tool needs to use it as we do; see `to_disk` for
+    `weights`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = to_hugging_face(model.cfg, model.vocab_size, model.head)
     _write(folder / "config.json", config | defaults.ids)
     if model.head == LANGUAGE:
         _write(folder / "generation_config.json", defaults.generation)
     defaults.write(folder, context=model.cfg.context)
-    weights = folder / "model.safetensors"
-    save_file(to_disk(model), weights, metadata={"format": "pt"})
-    weights.chmod((folder / "config.json").stat().st_mode)  # the library makes it readable for its owner only
+    file = folder / "model.safetensors"
+    save_file(to_disk(model, weights), file, metadata={"format": "pt"})
+    file.chmod((folder / "config.json").stat().st_mode)  # the library makes it readable for its owner only
 
 
 def load(folder: Path | str) -> Decoder:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from conf.errors import InputError
 from moe.decoder import Decoder
+from moe.generation.fastest import rows_of
 from moe.generation.masks import Guide, masked
-from moe.generation.rows import Piece, Rows, rows_of
+from moe.generation.rows import Piece, Rows
 
 Finish = Literal["stop", "length"]
 _LIKELY = 64  # tokens that are sorted first when the unlikely ones are cut off

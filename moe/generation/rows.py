@@ -1,6 +1,6 @@
 """What an engine's sequences hold, and their next logits: by torch on any device, or in one call in C on the CPU.
 
-A row is a sequence: its keys and values. Both ways give the same to rounding; `rows_of` chooses.
+A row is a sequence: its keys and values. All ways give the same to rounding; `moe.generation.fastest` chooses.
 
 Letters: n sequences, N tokens, W filled width of the cache, V vocabulary, H hidden size, D head size.
 """
@@ -42,10 +42,42 @@ class Rows(Protocol):
         something gets one token."""
 
 
-def rows_of(model: Decoder, slots: int) -> Rows:
-    """The faster of the two that can compute this model, for at most so many rows."""
-    step = _step_of(model)
-    return ByC(model, step) if step.takes() else ByTorch(model, slots)
+def step_of(model: Decoder) -> Step:
+    """The model as the C step reads it."""
+    cfg, trunk = model.cfg, model.model
+    layers = [
+        (
+            Source(layer.input_layernorm, "weight"),
+            Source(attention.q_norm, "weight") if attention.q_norm is not None else None,
+            Source(attention.k_norm, "weight") if attention.k_norm is not None else None,
+            Source(layer.post_attention_layernorm, "weight"),
+            Source(layer.mlp.gate, "weight"),
+            *(Source(part, "weight") for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+            Source(attention.o_proj, "weight"),
+            Source(layer.mlp.experts, "gate_up_proj"),
+            Source(layer.mlp.experts, "down_proj"),
+        )
+        for layer in trunk.blocks()
+        for attention in (layer.self_attn,)
+    ]
+    table = trunk.embed_tokens
+    ends = (
+        Source(trunk, "embed_tokens") if isinstance(table, Int8) else Source(table, "weight"),
+        Source(trunk.norm, "weight"),
+        Source(model.lm_head, "weight"),
+    )
+    shape = Shape(
+        cfg.layers,
+        cfg.hidden_size,
+        cfg.heads,
+        cfg.kv_heads,
+        cfg.head_dim,
+        cfg.experts,
+        cfg.top_k,
+        cfg.expert_size,
+        model.vocab_size,
+    )
+    return Step(shape, layers, ends, cfg.norm_eps)
 
 
 class ByC:
@@ -92,43 +124,6 @@ class ByC:
             if piece.wanted:
                 ends.append(len(places) - 1)
         return self._step(places, ends, self._angles)
-
-
-def _step_of(model: Decoder) -> Step:
-    cfg, trunk = model.cfg, model.model
-    layers = [
-        (
-            Source(layer.input_layernorm, "weight"),
-            Source(attention.q_norm, "weight") if attention.q_norm is not None else None,
-            Source(attention.k_norm, "weight") if attention.k_norm is not None else None,
-            Source(layer.post_attention_layernorm, "weight"),
-            Source(layer.mlp.gate, "weight"),
-            *(Source(part, "weight") for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
-            Source(attention.o_proj, "weight"),
-            Source(layer.mlp.experts, "gate_up_proj"),
-            Source(layer.mlp.experts, "down_proj"),
-        )
-        for layer in trunk.blocks()
-        for attention in (layer.self_attn,)
-    ]
-    table = trunk.embed_tokens
-    ends = (
-        Source(trunk, "embed_tokens") if isinstance(table, Int8) else Source(table, "weight"),
-        Source(trunk.norm, "weight"),
-        Source(model.lm_head, "weight"),
-    )
-    shape = Shape(
-        cfg.layers,
-        cfg.hidden_size,
-        cfg.heads,
-        cfg.kv_heads,
-        cfg.head_dim,
-        cfg.experts,
-        cfg.top_k,
-        cfg.expert_size,
-        model.vocab_size,
-    )
-    return Step(shape, layers, ends, cfg.norm_eps)
 
 
 class ByTorch:
@@ -203,24 +198,36 @@ class ByTorch:
 
     def _decode(self, running: list[Piece]) -> Tensor:
         """The states [n, H] after one token for each row."""
-        model, device, count = self._model, self._model.device, len(running)
         given = {piece.row: piece.tokens for piece in running}
-        rows = self._held[:count]
+        rows = self._held[: len(running)]
         assert set(rows) == set(given) and all(len(tokens) == 1 for tokens in given.values())
-        width = max(self._lengths[row] for row in rows) + 1
-        lengths = torch.tensor([self._lengths[row] for row in rows], device=device)
+        states = self._states([given[row][0] for row in rows], [self._lengths[row] for row in rows])
+        for row in rows:
+            self._lengths[row] += 1
+        if rows == [piece.row for piece in running]:
+            return states
+        return states[[rows.index(piece.row) for piece in running]]
+
+    def _states(self, tokens: list[int], lengths: list[int]) -> Tensor:
+        """The states after a token for each of the first places, which hold so many."""
+        device = self._model.device
+        given = torch.tensor(tokens, device=device), torch.tensor(lengths, device=device)
+        return self._through(*given, max(lengths) + 1)
+
+    def _through(self, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
+        """tokens, lengths [n] of the first n places, within the first `width` positions -> states [n, H]."""
+        model, count, device = self._model, tokens.shape[0], tokens.device
         seen = (torch.arange(width, device=device) <= lengths.unsqueeze(1)).view(count, 1, 1, width)
-        x = model.model.embed_tokens(torch.tensor([given[row][0] for row in rows], device=device))
+        x = model.model.embed_tokens(tokens)
         rope = rotary(model.cfg, lengths)
         at = torch.arange(count, device=device), lengths
         for layer, keys, values in zip(model.model.blocks(), self._keys, self._values, strict=True):
             x = layer.step(x, rope, keys[:count, :, :width], values[:count, :, :width], at, seen)
-        for row in rows:
-            self._lengths[row] += 1
         states: Tensor = model.model.norm(x)
-        if rows == [piece.row for piece in running]:
-            return states
-        return states[[rows.index(piece.row) for piece in running]]
+        return states
+
+    def _grown(self) -> None:
+        """The cache lies elsewhere now."""
 
     def _reserve(self, *, like: Tensor) -> None:
         """Grow the cache, of tensors like `like`, to hold the rows; it grows by doubling and never past slots x
@@ -232,6 +239,7 @@ class ByTorch:
             return
         rows = max(have, min(self._slots, max(rows, 2 * have)))
         self._width = max(self._width, min(cfg.context, max(width, 2 * self._width)))
+        self._grown()
         for caches in (self._keys, self._values):
             for layer in range(cfg.layers):
                 grown = like.new_zeros(rows, cfg.kv_heads, self._width, cfg.head_dim)

@@ -1,11 +1,13 @@
 """Causal grouped-query attention over grid rows that may hold several documents.
 
 Letters: D head size; a joined tensor holds queries, keys and values side by side: [rows, width, heads + 2 kv_heads, D].
+N tokens of S documents one after another.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from inspect import signature
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,3 +59,41 @@ def attention(joined: Tensor, heads: int, kv_heads: int, documents: Documents | 
     mask = None if documents is None else documents.mask
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != kv_heads)
     return out.transpose(1, 2)
+
+
+def packs(joined: Tensor) -> bool:
+    """Whether `attend_packed` takes tokens like these: on CUDA in half precision. There a mask would drop torch's
+    attention to its slow kernels, and a grid row for each document would compute on padding."""
+    if not joined.is_cuda or not joined.numel():
+        return False
+    half = product_dtype(joined) in (torch.bfloat16, torch.float16)
+    wide = joined.shape[-1] % 8 or joined.shape[-1] > 256  # what FlashAttention 2 has no kernel for
+    return half and not wide and torch.cuda.get_device_capability(joined.device) >= (8, 0) and _varlen() is not None
+
+
+def attend_packed(joined: Tensor, heads: int, kv_heads: int, ends: Tensor, longest: int) -> Tensor:
+    """`attention` on documents that lie one after another, without a grid: by torch's FlashAttention (Dao 2023).
+
+    joined [N, heads + 2 kv_heads, D], ends [S + 1] int32 where documents begin, and N, longest in tokens ->
+    [N, heads, D] in the products' dtype.
+    """
+    found = _varlen()
+    assert found is not None, "this torch has no attention over documents of different lengths"
+    attend, knows = found
+    q, k, v = joined.to(product_dtype(joined)).split((heads, kv_heads, kv_heads), 1)
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in knows else {"is_causal": True}
+    if "enable_gqa" in knows:
+        causal["enable_gqa"] = heads != kv_heads
+    elif heads != kv_heads:
+        k, v = (each.repeat_interleave(heads // kv_heads, 1) for each in (k, v))
+    return cast(Tensor, attend(q.contiguous(), k.contiguous(), v.contiguous(), ends, ends, longest, longest, **causal))
+
+
+@cache
+def _varlen() -> tuple[Any, frozenset[str]] | None:
+    """(torch's function, the arguments that it knows: they changed from release to release); None in an older torch."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # here: it loads the compiler, which takes a second
+    except ImportError:
+        return None
+    return varlen_attn, frozenset(signature(varlen_attn).parameters)

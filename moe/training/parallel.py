@@ -8,6 +8,7 @@ Letters: N tokens, H hidden size, E experts, k experts per token, A = N*k assign
 experts, M assignments that arrive at a worker.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -39,8 +40,9 @@ def check_parallel(model: Model, cfg: Cluster) -> None:
 
 
 def parallelise(model: Decoder, cfg: Cluster, on: torch.device | None = None) -> Decoder:
-    """Spread `model`, which every worker holds alike, over the workers of the process group, in place; returns it.
-    What is spread comes to lie on the device `on`, layer by layer; what is not stays where it is.
+    """Spread `model` over the workers of the process group, in place; returns it. The weights are those of rank 0, and
+    only they are looked at: on the other ranks the model may be a shape alone, on the device `meta`. What is spread
+    comes to lie on the device `on`, a tensor at a time; a model that is not stays where it is.
 
     Its parameters become new ones: make the optimizer afterwards. From then on all workers call it equally often.
     """
@@ -48,7 +50,10 @@ def parallelise(model: Decoder, cfg: Cluster, on: torch.device | None = None) ->
     owners = cfg.expert_parallel
     if world == 1 or not (cfg.shard or owners > 1):
         return model
-    device = (on or model.device).type
+    place = on or model.device
+    device = place.type
+    weights = dict(model.state_dict()) if own_rank() == 0 else {}
+    model.to("meta")
     mesh = init_device_mesh(device, (world // owners, owners), mesh_dim_names=(_REPLICA, _EXPERT))
     if owners > 1:
         for layer in model.model.blocks():
@@ -59,7 +64,18 @@ def parallelise(model: Decoder, cfg: Cluster, on: torch.device | None = None) ->
                 _spread(layer.mlp.experts, mesh, [Replicate(), Shard(0)])
     if cfg.shard:
         _shard(model, init_device_mesh(device, (world,)), mesh[_REPLICA] if owners > 1 else None)
+    _fill(model.to_empty(device=place), weights, place)
     return model
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], device: torch.device) -> None:
+    """Give every worker its part of the `weights` that rank 0 has, which are gone afterwards."""
+    for name, target in model.state_dict().items():
+        tensor = (
+            weights.pop(name).to(device) if weights else torch.empty(target.shape, dtype=target.dtype, device=device)
+        )
+        dist.broadcast(tensor, 0)
+        own(target).copy_(own(spread_as(target, tensor)))
 
 
 def _spread(experts: nn.Module, mesh: DeviceMesh, placements: list[Placement]) -> None:
@@ -210,6 +226,14 @@ def take_device(cfg: Cluster) -> None:
     """Compute on the GPU that this process was given, if the run's workers have one."""
     if cfg.gpus_per_worker:
         torch.set_default_device("cuda")
+
+
+def repeatable(cfg: Cluster, device: str) -> None:
+    """With `cluster.deterministic` a GPU takes only kernels that give the same bits every time; where there is none,
+    torch warns and goes on. On a CPU all do. To be called before anything is computed."""
+    if cfg.deterministic and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # see torch.use_deterministic_algorithms
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def world_size() -> int:

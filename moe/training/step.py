@@ -149,9 +149,11 @@ def by_tokens(batch: Batch, budget: int) -> list[Batch]:
     while at < len(order):
         width = max(1, int(lengths[order[at]]))
         chosen = order[at : at + max(1, budget // width)]
-        found.append({name: values[chosen][:, :width] for name, values in batch.items()})
+        found.append(
+            {name: values[chosen][:, :width] if values.dim() > 1 else values[chosen] for name, values in batch.items()}
+        )
         at += len(chosen)
-    return found
+    return found or [batch]
 
 
 def _measures(

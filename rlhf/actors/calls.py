@@ -20,6 +20,10 @@ class ActorFailed(InputError):
     """An actor died or did not answer in time. The message names it and the call."""
 
 
+class RankLost(Exception):
+    """One of the processes of a learner or a critic died, and what they held together is gone with it."""
+
+
 def refused(error: Exception) -> InputError | None:
     """The user's own error that ended a call, or the actor that was made for it; None where that was another."""
     if isinstance(error, RayActorError):

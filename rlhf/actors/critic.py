@@ -1,5 +1,6 @@
 """The critic actor: a value for the state before each token of an answer, and its learning."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from cluster import fault
 from conf.knobs.model import Precision
 from conf.knobs.reinforcement import Ppo
+from conf.knobs.running import Cluster
 from moe.formats import hugging_face
+from rlhf.actors.ranks import together
 from rlhf.actors.trained import Trained
 from rlhf.forward import slices, spread, token_values
 from rlhf.losses import explained_variance
@@ -18,20 +21,30 @@ from rlhf.objectives import value_objective
 
 class Critic(Trained):
     def __init__(
-        self, folder: Path, cfg: Ppo, precision: Precision, seed: int, threads: int, device: str = "cpu"
+        self,
+        folder: Path,
+        cfg: Ppo,
+        precision: Precision,
+        seed: int,
+        threads: int,
+        device: str = "cpu",
+        cluster: Cluster | None = None,
     ) -> None:
         """It begins as the reward model, or as the chat model where there is none."""
         scalar = hugging_face.load_scalar(folder, seed=seed)
         with torch.no_grad():
             scalar.score.weight.zero_()  # it starts by expecting nothing
-        super().__init__(scalar, cfg.critic_lr, cfg, precision, seed, threads, device)
+        super().__init__(scalar, cfg.critic_lr, cfg, precision, seed, threads, device, cluster)
 
-    @torch.inference_mode()
+    @together
+    @torch.no_grad()  # FSDP2 cannot train on what inference mode has gathered
     def values(self, batch: Batch) -> Tensor:
         """[B, T]"""
         fault.at("critic.values")
-        return spread(torch.cat([token_values(self.model, part) for part in slices(batch)]), batch.mask)
+        said = self._of_each(slices(batch), partial(token_values, self.model))
+        return spread(torch.cat(said), batch.mask)
 
+    @together
     def update(self, batch: Batch, values: Tensor, returns: Tensor) -> dict[str, float]:
         """One PPO iteration of the value model; `values` are those before it."""
         self._begin(batch)

@@ -13,11 +13,14 @@ from cluster import fault
 from conf.errors import InputError
 from conf.knobs.model import Precision
 from conf.knobs.reinforcement import Advantages, Ppo
+from conf.knobs.running import Cluster
 from moe.formats import hugging_face
 from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import Objective
+from moe.training.parallel import own_rank
 from rlhf.actors.gate import diagnosis
+from rlhf.actors.ranks import together
 from rlhf.actors.rehearsal import Replay
 from rlhf.actors.trained import Columns, Trained
 from rlhf.forward import token_logprobs
@@ -35,20 +38,23 @@ class Learner(Trained):
         threads: int,
         replay: Path | None = None,
         device: str = "cpu",
+        cluster: Cluster | None = None,
     ) -> None:
-        super().__init__(hugging_face.load(folder), cfg.lr, cfg, precision, seed, threads, device)
+        super().__init__(hugging_face.load(folder), cfg.lr, cfg, precision, seed, threads, device, cluster)
         self.tokenizer = Tokenizer.load(folder)
         self.replay = Replay(replay, self.tokenizer, seed, cfg.replay_tasks) if replay and cfg.replay else None
 
+    @together
     def weights(self) -> Weights:
         """The policy as it is, for the rollout actors."""
         fault.at("learner.weights")
-        return Weights.of(self.version, hugging_face.to_disk(self.model))
+        return Weights.of(self.version, hugging_face.to_disk(self.model, self._whole()))
 
     def publish(self) -> tuple[int, Weights]:
         """(version, weights): who only asks whether they are there need not fetch them."""
         return self.version, self.weights()
 
+    @together
     def update(self, batch: Batch, advantages: Tensor, reference: Tensor) -> dict[str, float]:
         """One iteration of the policy; `advantages` and the chat model's log-probs are [B, T]. In the critic's warm-up
         only time passes."""
@@ -60,10 +66,13 @@ class Learner(Trained):
         self.version += 1
         return stats
 
+    @together
     def export(self, path: Path) -> None:
         """The policy as a model folder."""
         fault.at("learner.export")
-        hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True))
+        weights = self._whole()
+        if own_rank() == 0:
+            hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True), weights)
 
     def _objective(self, number: int) -> Objective:
         steps = self.cfg.epochs * self.cfg.minibatches

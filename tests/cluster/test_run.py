@@ -141,12 +141,15 @@ def test_a_stage_that_was_begun_goes_on_to_another_length_where_it_can(cfg: Conf
 
 
 def test_what_changes_the_last_bits_only_is_told(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    begin(cfg, saved=True, ppo={"rollouts": 2})
-    begin(cfg, saved=True, ppo={"rollouts": 3})
-    told = "base: made with ppo.rollouts=2, now ppo.rollouts=3: the result is the same to rounding, not to the bit\n"
+    begin(cfg, saved=True, ppo={"rollouts": 2})  # as older versions called it
+    begin(cfg, saved=True, ppo={"actors": {"rollout": {"count": 2}}})
+    assert capsys.readouterr().out == ""
+    begin(cfg, saved=True, ppo={"actors": {"rollout": {"count": 3}}})
+    knob = "ppo.actors.rollout.count"
+    told = f"base: made with {knob}=2, now {knob}=3: the result is the same to rounding, not to the bit\n"
     assert capsys.readouterr().out == told
-    make(cfg, "base", ppo={"rollouts": 3})
-    assert make(cfg, "base", ppo={"rollouts": 4}).done and capsys.readouterr().out == ""
+    make(cfg, "base", ppo={"actors": {"rollout": {"count": 3}}})
+    assert make(cfg, "base", ppo={"actors": {"rollout": {"count": 4}}}).done and capsys.readouterr().out == ""
 
 
 def measure(cfg: Config, prompts: int, *, fails: bool = False) -> Stage:

@@ -45,7 +45,7 @@ def test_every_knob_stands_in_the_table_once() -> None:
         ("ppo.keep", {}, Effect.decides),  # answers, not checkpoints
         ("ppo.save_every", {"spikes.action": "rollback"}, Effect.free),
         ("evaluate.prompts", {}, Effect.measures),
-        ("ppo.rollouts", {}, Effect.rounds),
+        ("ppo.actors.rollout.count", {}, Effect.rounds),
         ("ppo.rewards.model", {}, Effect.decides),
         ("sources./a.jsonl", {}, Effect.decides),  # the content of files
     ],
@@ -84,7 +84,9 @@ def test_the_stages_hang_on_every_knob_that_decides(tmp_path: Path, monkeypatch:
         with pytest.raises(Opened):
             module.main(compose(["preset=test", f"run.dir={tmp_path}", *words]))
     assert sorted(set(opened)) == sorted(STAGES)
-    needed = {knob for knob, kind in EFFECTS.items() if kind not in (Effect.free, Effect.rounds)} | {"ppo.rollouts"}
+    needed = {knob for knob, kind in EFFECTS.items() if kind not in (Effect.free, Effect.rounds)} | {
+        "ppo.actors.rollout.count"
+    }
     assert needed - found == set()
 
 

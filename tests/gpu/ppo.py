@@ -27,7 +27,7 @@ def run(toy: bool) -> dict[str, Any]:
     import ray
 
     try:
-        before, cfg = Before.made(place), config(replace(PPO, iterations=3, rollouts=2))
+        before, cfg = Before.made(place), config(replace(PPO, iterations=3))
         cfg.cluster = Cluster(
             cpus_per_worker=0.2, gpus_per_worker=0.0 if toy else SHARE, temp_dir=str(place), object_store_mb=256
         )

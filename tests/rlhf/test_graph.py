@@ -96,8 +96,9 @@ def test_too_little_room_is_told_at_once(of_ppo: Graph, before: Before, monkeypa
     with pytest.raises(InputError) as error:
         before.start(config(PPO, cpus=there))
     assert str(error.value) == (
-        f"stage rl asks for 5 x CPU {there:g}, and the cluster has CPU {there:g} GPU 0; ask for less by ppo.rollouts, "
-        "cluster.cpus_per_worker or cluster.gpus_per_worker, give it more nodes, or wait for them by cluster.wait=600"
+        f"stage rl asks for 5 x CPU {there:g}, and the cluster has CPU {there:g} GPU 0; ask for less by "
+        "ppo.actors.<role>.count, .cpus or .gpus, cluster.cpus_per_worker or cluster.gpus_per_worker, give it more "
+        "nodes, or wait for them by cluster.wait=600"
     )
     with pytest.raises(InputError, match=f"^stage rl asks for 4 x CPU {there:g}, and the cluster has "):
         before.start(config(GRPO, cpus=there))  # no critic
@@ -156,9 +157,9 @@ PLANTED = [  # promise, file, right code, bug, test
     ),
     (
         "too little room is refused, not waited for",
-        "rlhf/graph.py",
-        "[bundle(cfg.cluster)] * (cfg.ppo.rollouts + 3 + critic)",
-        "[bundle(cfg.cluster)]",
+        "rlhf/actors/placement.py",
+        "check_room(cfg.cluster, list(bundles.values())",
+        "check_room(cfg.cluster, list(bundles.values())[:1]",
         "test_too_little_room_is_told_at_once",
     ),
     (

@@ -85,6 +85,14 @@ def test_a_batch_in_parts_is_the_batch() -> None:
     assert torch.equal(batch.rows(torch.arange(6)).tokens, batch.tokens)
 
 
+def test_weights_that_arrive_with_other_bits_are_refused() -> None:
+    sent = Weights.of(4, hugging_face.to_disk(decoder()))
+    flat = sent.flat.copy()
+    flat.view(np.uint32)[17] ^= 1  # the last bit of one number
+    with pytest.raises(ValueError, match=r"^the weights of version 4 are not those that were sent: other bits$"):
+        dict(replace(sent, flat=flat).named())
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "an answer that is asked for again is the same",
@@ -117,8 +125,15 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what was sent is not written into",
         "rlhf/messages.py",
-        "torch.from_numpy(self.flat.copy())",
-        "torch.from_numpy(self.flat)",
+        "copy = self.flat.copy()",
+        "copy = self.flat",
         "test_weights_that_were_sent_may_be_read_only_and_are_copied",
+    ),
+    (
+        "weights that were damaged on the way are not taken",
+        "rlhf/messages.py",
+        "if _bits(copy) != self.bits:",
+        "if len(copy) != len(self.flat):",
+        "test_weights_that_arrive_with_other_bits_are_refused",
     ),
 ]

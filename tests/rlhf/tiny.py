@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from conf.knobs.model import Model
-from conf.knobs.reinforcement import Ppo
+from conf.knobs.reinforcement import Actors, Ppo, Rollouts
 from conf.knobs.text import Tokenizer as Settings
 from moe.decoder import Decoder, new_decoder
 from moe.formats import hugging_face
@@ -25,7 +25,7 @@ CFG = Ppo(
     lr=1e-2,
     critic_lr=1e-2,
     critic_warmup=0,
-    rollouts=1,
+    actors=Actors(rollout=Rollouts(count=1)),
 )
 MODEL = Model(
     hidden_size=32, layers=2, heads=4, kv_heads=2, head_dim=8, experts=4, expert_size=16, context=64, init_std=0.2

@@ -27,7 +27,7 @@ from moe.training.adapt import merge
 from moe.training.doctor import Doctor
 from moe.training.objectives import Objective, in_precision, on
 from moe.training.optimizer import learning_rate
-from moe.training.parallel import own_rank, world_size
+from moe.training.parallel import own_rank, repeatable, world_size
 from moe.training.step import Taken, all_sum, apply, gradients
 from trainers.loop import cost
 from trainers.loop.meter import EVALUATE, Meter, peak
@@ -71,6 +71,7 @@ def work(settings: dict[str, Any]) -> None:
     """One worker of Ray Train."""
     plan: Plan = settings["plan"]
     keep_buffers(plan.weights)
+    repeatable(plan.cluster, plan.cluster.device)
     if plan.cluster.gpus_per_worker:
         torch.set_default_device(ray.train.torch.get_device())
     context = ray.train.get_context()

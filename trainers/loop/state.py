@@ -43,9 +43,11 @@ class State:
     def new(cls, plan: Plan) -> "State":
         """Before step 0, on this worker."""
         device = torch.get_default_device() if plan.cluster.gpus_per_worker else torch.device("cpu")
-        with torch.device("cpu"):  # what the workers share between them no device has to hold whole
+        # What the workers share between them no device has to hold whole, and no other worker's memory.
+        shared = world_size() > 1 and (plan.cluster.shard or plan.cluster.expert_parallel > 1)
+        with torch.device("meta" if shared and own_rank() else "cpu"):
             model = plan.start().train()
-        model = parallelise(model.compute_with(plan.compute, device), plan.cluster, device).to(device)
+        model = parallelise(model.compute_with(plan.compute), plan.cluster, device).to(device)
         model.balance_alone = bool(plan.slots)
         return cls(
             model=model,

@@ -243,8 +243,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the engine computes where its model lies",
         "moe/generation/rows.py",
-        "lengths = torch.tensor([self._lengths[row] for row in rows], device=device)",
-        "lengths = torch.tensor([self._lengths[row] for row in rows])",
+        "torch.tensor(lengths, device=device)",
+        "torch.tensor(lengths)",
         "test_every_tensor_lies_where_the_model_does_whatever_device_is_the_default",
     ),
     (

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from conf.knobs.model import Model
 from moe.decoder import Decoder, new_decoder
+from moe.generation.fastest import rows_of
 from moe.generation.quantize import quantize
-from moe.generation.rows import ByC, ByTorch, Piece, Rows, rows_of
+from moe.generation.rows import ByC, ByTorch, Piece, Rows
 from moe.kernels.processor import processor, using
 from tests.moe.conftest import VOCABULARY
 

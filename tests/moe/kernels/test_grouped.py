@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from conf.errors import InputError
 from conf.knobs.model import ExpertsBackend
-from moe.experts import backend
+from moe.experts import backend, gathered_experts
 from moe.kernels import grouped, megablocks
 from moe.kernels.grouped import _GroupedExperts, available, grouped_experts, grouped_product
 from moe.kernels.sorted_experts import torch_experts
@@ -146,19 +146,37 @@ def test_where_torch_would_loop_auto_does_not_choose_it_and_by_name_it_is_refuse
             grouped_experts(x, experts, weights, gate_up, down)
 
 
-@pytest.mark.parametrize("chosen", ["grouped", "megablocks", "torch"])
-def test_auto_on_cuda_takes_the_first_that_can(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", ["grouped", "gathered", "megablocks", "torch"])
+def test_auto_takes_the_first_that_can(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouped, "available", lambda x, gate_up: chosen == "grouped")
     monkeypatch.setattr(megablocks, "available", lambda x: chosen != "torch")
-    for name in ("grouped_experts", "experts_megablocks", "torch_experts"):
+    for name in ("grouped_experts", "gathered_experts", "experts_megablocks", "torch_experts"):
         monkeypatch.setattr(f"moe.experts.{name}", lambda *given, name=name: name)
-    x = torch.ones(1, 1)
-    assert chosen in str(backend(ExpertsBackend.auto, torch.device("cuda"))(x, x, x, x, x))
+    with FakeTensorMode():
+        few, many = torch.ones(1, 1, device="cuda"), torch.ones(300, 1, device="cuda")
+    auto = backend(ExpertsBackend.auto)
+    with torch.set_grad_enabled(chosen != "gathered"):
+        assert chosen in str(auto(few, few, few, few, few))
+    with torch.no_grad():
+        assert ("megablocks" if chosen == "gathered" else chosen) in str(auto(many, many, many, many, many))
+    on_the_cpu = torch.ones(1, 1)
+    assert str(auto(on_the_cpu, on_the_cpu, on_the_cpu, on_the_cpu, on_the_cpu)) == "torch_experts"
 
 
-def test_on_a_cpu_auto_is_torch_and_grouped_runs_where_it_is_asked_for() -> None:
-    assert backend(ExpertsBackend.auto, torch.device("cpu")) is torch_experts
-    assert backend(ExpertsBackend.grouped, torch.device("cpu")) is grouped_experts
+def test_a_few_tokens_with_matrices_of_their_own_get_the_same() -> None:
+    dice = torch.Generator().manual_seed(2)
+    x, gate_up = torch.randn(5, 8, generator=dice), torch.randn(6, 12, 8, generator=dice)
+    down, weights = torch.randn(6, 8, 6, generator=dice), torch.rand(5, 3, generator=dice)
+    experts = torch.stack([torch.randperm(6, generator=dice)[:3] for _ in range(5)])
+    for kind in (torch.float32, torch.bfloat16):
+        given = (x.to(kind), experts, weights, gate_up.to(kind), down.to(kind))
+        rtol, atol = (1e-5, 1e-5) if kind is torch.float32 else (5e-2, 2e-1)
+        torch.testing.assert_close(gathered_experts(*given), torch_experts(*given), rtol=rtol, atol=atol)
+
+
+def test_what_is_asked_for_by_name_runs() -> None:
+    assert backend(ExpertsBackend.torch) is torch_experts
+    assert backend(ExpertsBackend.grouped) is grouped_experts
     assert not available(torch.ones(1, 8).bfloat16(), torch.ones(1, 16, 8))
 
 

@@ -34,7 +34,7 @@ from moe.training import checkpoint
 from moe.training.average import Average
 from moe.training.objectives import LANGUAGE_MODEL, Batch, Objective
 from moe.training.optimizer import copied_weights, new_optimizer, update_norm
-from moe.training.parallel import across, check_parallel, parallelise, reduce_gradients, whole
+from moe.training.parallel import across, check_parallel, own_rank, parallelise, reduce_gradients, repeatable, whole
 from moe.training.step import all_sum
 from tests.trainers.training import take_step
 from trainers.loop.loop import held_out_sums
@@ -81,9 +81,13 @@ def batch() -> Batch:
 
 
 def started(name: str, head: Head = LANGUAGE) -> Decoder:
-    model = new_decoder(CFG, VOCABULARY, head=head, seed=3).train()
+    """The weights of what is spread are rank 0's: the others need not make them."""
+    cfg = PLANS[name.removesuffix(CHECKPOINTING)]
+    shape = own_rank() > 0 and (cfg.shard or cfg.expert_parallel > 1)
+    with torch.device("meta" if shape else "cpu"):
+        model = new_decoder(CFG, VOCABULARY, head=head, seed=3).train()
     model.checkpointing = name.endswith(CHECKPOINTING)
-    return parallelise(model, PLANS[name.removesuffix(CHECKPOINTING)])
+    return parallelise(model, cfg, torch.device("cpu"))
 
 
 def mine(held: Batch) -> Batch:
@@ -287,7 +291,30 @@ def test_experts_that_cannot_be_shared_evenly_are_refused() -> None:
         check_parallel(CFG, Cluster(workers=3, expert_parallel=3))
 
 
+@pytest.mark.parametrize(("device", "asked"), [("cuda", True), ("cpu", False)])
+def test_a_gpu_repeats_itself_where_that_is_asked_for(
+    device: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # what the test makes of it goes with it
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        repeatable(Cluster(), "cuda")
+        assert not torch.are_deterministic_algorithms_enabled()
+        repeatable(Cluster(deterministic=True), device)
+        assert torch.are_deterministic_algorithms_enabled() is asked
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if asked else None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "a GPU repeats itself with cluster.deterministic",
+        "moe/training/parallel.py",
+        "torch.use_deterministic_algorithms(True, warn_only=True)",
+        "pass",
+        "test_a_gpu_repeats_itself_where_that_is_asked_for",
+    ),
     (
         "workers' gradients are summed",
         "moe/training/parallel.py",
@@ -295,6 +322,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "pass",
         None,
     ),
+    ("what is spread are rank 0's weights", "moe/training/parallel.py", "dist.broadcast(tensor, 0)", "pass", None),
     ("clipping sees all workers' gradients", "moe/training/parallel.py", "dist.all_reduce(squares)", "pass", None),
     (
         "the auxiliary loss is counted once under checkpointing",

@@ -248,15 +248,15 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "what is written is what was taken",
         "rlhf/actors/trained.py",
-        "checkpoint.write(folder, self._taken)",
-        "checkpoint.write(folder, checkpoint.take(self.model, self.optimizer))",
+        "checkpoint.write(folder, self._taken, ",
+        "checkpoint.write(folder, checkpoint.take(self.model, self.optimizer), ",
         "test_what_was_taken_continues_bit_for_bit",
     ),
     (
         "an update's minibatches lie where the model does",
         "rlhf/actors/trained.py",
-        "yield {name: values.to(self.model.device) for name, values in both.items()}",
-        "yield both",
+        "yield {name: values[own].to(self.model.device) for name, values in both.items()}",
+        "yield {name: values[own] for name, values in both.items()}",
         "test_models_and_what_they_learn_from_lie_where_the_actors_were_told",
     ),
     (

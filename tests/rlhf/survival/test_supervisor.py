@@ -179,8 +179,8 @@ PLANTED = [  # promise, file, right code, bug, test
     (
         "a new rollout actor gets the weights of the one before it",
         "rlhf/supervisor.py",
-        "*((each, self.timeout) for each in self._fresh(name))",
-        "*()",
+        "for ask in [first, *self._fresh(name)]:",
+        "for ask in [first]:",
         "test_another_takes_the_place_of_one_that_fails_and_does_only_what_is_missing",
     ),
     (

@@ -21,6 +21,7 @@ import ray
 from cluster import fault
 from conf.errors import InputError
 from conf.knobs.alignment import Tasks
+from conf.knobs.reinforcement import Actors
 from moe.generation.engine import Sampling
 from moe.tasks.task import Sample
 from rlhf.actors.reward import Reward
@@ -33,7 +34,7 @@ from tests.rlhf.survival import moody
 from tests.rlhf.test_ppo import told
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-CFG = replace(PPO, rollouts=2, save_every=2, timeout=10.0, restarts=3)
+CFG = replace(PPO, actors=Actors(), save_every=2, timeout=10.0, restarts=3)
 AGAIN = "; it is started again ("
 FAULTS = {  # in one run, where an actor is hurt, and how often it has been there then
     "kills": {
