@@ -124,7 +124,7 @@ class Record:
 
     @property
     def ppo(self) -> Ppo:
-        """The knobs that the run had."""
+        """The knobs that the run had, but for where its actors ran."""
         known = {item.name: item.default for item in fields(Ppo) if item.name != "actors"}
         given: dict[str, Any] = {name: value for name, value in self.about["ppo"].items() if name in known}
         kinds = {name: type(default) for name, default in known.items() if isinstance(default, Enum)}
