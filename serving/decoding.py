@@ -60,6 +60,7 @@ class Answers:
     ) -> None:
         self.asked = asked
         self.made: list[list[int]] = [[] for _ in asked]  # tokens of each answer
+        self.cached = [0] * len(asked)  # tokens of each prompt that were not computed for it, once its first token came
         self._grammar = grammar
         self._guides: list[GrammarGuide | None] = [None] * len(asked)
         self._thread = thread
@@ -79,6 +80,8 @@ class Answers:
             index = self._places.get(token.request, -1)
             if index not in self._going:  # decoded before the thread heard of `stop` or `pause`
                 continue
+            if not self.made[index]:
+                self.cached[index] = token.cached
             self.made[index].append(token.id)
             if token.finish is not None:
                 self._going.discard(index)
@@ -289,7 +292,7 @@ class DecodingThread:
                 self._answers.pop(token.request, None)
         if known is not None:  # else cancelled while this step was decoded
             answers, clock = known
-            self.meter.token(clock)
+            self.meter.token(clock, token.cached)
             if token.finish is not None:
                 self.meter.ended(clock, token.finish)
             answers.put(token)

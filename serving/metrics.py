@@ -50,6 +50,8 @@ class Meter:
         self._running = gauge("num_requests_running", "Answers that are being decoded.")
         self._waiting = gauge("num_requests_waiting", "Answers that wait for a slot.")
         self._prompt = counter("prompt_tokens", "Tokens of prompts.")
+        self._looked_up = counter("prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache.")
+        self._cached = counter("prefix_cache_hits", "Tokens of prompts that were in the prefix cache.")
         self._made = counter("generation_tokens", "Tokens of answers.")
         self._ended = Counter(
             "vllm:request_success", "Answers by how they ended.", (*names, "finished_reason"), registry=self._registry
@@ -64,8 +66,8 @@ class Meter:
         self._running.labels(**self._labels).set_function(running)
         self._waiting.labels(**self._labels).set_function(waiting)
 
-    def token(self, clock: Clock) -> None:
-        """One has come."""
+    def token(self, clock: Clock, cached: int = 0) -> None:
+        """One has come, of an answer to a prompt of which so many tokens were in the prefix cache."""
         now = time.monotonic()
         if clock.made:
             self._between.observe(now - clock.last)
@@ -73,6 +75,8 @@ class Meter:
             clock.first = now
             self._first.observe(now - clock.asked)
             self._prompt.inc(clock.prompt)
+            self._looked_up.inc(clock.prompt)
+            self._cached.inc(cached)
         clock.last, clock.made = now, clock.made + 1
         self._made.inc()
 

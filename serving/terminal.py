@@ -18,6 +18,10 @@ HELP = """\
   /system <text>          what the model is told first; without a text: nothing
   /temperature <number>   0: always the likeliest token
   /top_p <number>         of the likeliest tokens, so large a share
+  /top_k <number>         at most so many of the likeliest; 0: all
+  /min_p <number>         none with less than this share of the likeliest one's probability
+  /repetition_penalty <number>   above 1: less of what was there; as in transformers
+  /presence_penalty, /frequency_penalty <number>   above 0: less of what the answer has; as with OpenAI
   /max_tokens <number>    of an answer
   /seed <number>          of the draws; without a number: another each time
   /retry                  the last answer again
@@ -168,10 +172,8 @@ class Session:
 
     def _vote(self, said: dict[str, Any]) -> tuple[str, None]:
         answer = self._last()[-1]["content"]
-        sampling = {
-            **{"temperature": self.sampling.temperature, "top_p": self.sampling.top_p},
-            **{"max_tokens": self.sampling.max_new_tokens, "seed": self.sampling.seed},
-        }
+        sampling = {name: getattr(self.sampling, own) for name, (*_, own) in _KNOBS.items()}
+        sampling["seed"] = self.sampling.seed
         given = {"text": answer, "finished": self.finished, "model": self.name, "version": self.version}
         said = {**said, "messages": self.messages[:-1], "answers": [{**given, "sampling": sampling}]}
         self.store.add("", secrets.token_hex(8), self.conversation, said, trains=True)
@@ -186,5 +188,10 @@ class Session:
 _KNOBS: dict[str, tuple[type[int] | type[float], float, float, str]] = {
     "temperature": (float, 0, 2, "temperature"),
     "top_p": (float, 0.01, 1, "top_p"),
+    "top_k": (int, 0, 2**20, "top_k"),
+    "min_p": (float, 0, 1, "min_p"),
+    "repetition_penalty": (float, 0.01, 10, "repetition_penalty"),
+    "presence_penalty": (float, -2, 2, "presence_penalty"),
+    "frequency_penalty": (float, -2, 2, "frequency_penalty"),
     "max_tokens": (int, 1, 2**20, "max_new_tokens"),
 }

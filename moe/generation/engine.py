@@ -16,6 +16,7 @@ from conf.errors import InputError
 from moe.decoder import Decoder
 from moe.generation.fastest import rows_of
 from moe.generation.masks import Guide, masked
+from moe.generation.penalties import Penalties, moved
 from moe.generation.rows import Piece, Rows
 
 Finish = Literal["stop", "length"]
@@ -31,14 +32,22 @@ class Sampling:
     top_k: int = 0  # 0: all
     seed: int = 0
     begun: int = 0  # tokens of the answer that the prompt ends with: it goes on as if they had been made here
+    min_p: float = 0.0  # tokens with less than this share of the likeliest one's probability are left out
+    repetition_penalty: float = 1.0  # what these four do: moe.generation.penalties
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what its logit gets)
 
 
 @dataclass(frozen=True)
 class Token:
     request: str
     id: int
-    logprob: float  # nats, of the whole softmax at the request's temperature (1 when greedy), before top-p and top-k
+    # nats, of the softmax at the request's temperature (1 when greedy) over all tokens that its guide lets come, after
+    # bias and penalties and before top-p, top-k and min-p
+    logprob: float
     finish: Finish | None  # set on the last token of a request
+    cached: int = 0  # tokens of the request's prompt that another one's row had
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,10 @@ class _Request:
     prompt: list[int]
     sampling: Sampling
     guide: Guide | None = None
+    penalties: Penalties | None = None  # once its first token is due
     row: int = -1
     filled: int = 0  # tokens of the prompt that the row holds
+    cached: int = 0  # of those, the ones that were another row's
     answer: list[int] = field(default_factory=list)
 
     @property
@@ -66,6 +77,11 @@ class _Request:
     def whole(self) -> list[int]:
         """What its row holds, or will when the prompt is through."""
         return self.prompt + self.answer[:-1]
+
+    def penalised(self, logits: Tensor) -> Penalties | None:
+        """What moves its draws, of rows like `logits` [V], before its first token."""
+        at = len(self.prompt) - self.sampling.begun
+        return Penalties.of(self.sampling, self.prompt[:at], self.prompt[at:], logits)
 
     def held(self) -> list[int]:
         """What its row holds."""
@@ -155,7 +171,7 @@ class Engine:
             request.row = rows.take(len(request.prompt) + request.sampling.max_new_tokens)
             if begun is not None:
                 rows.copy(begun.row, length, request.row)
-                request.filled = length
+                request.filled = request.cached = length
                 if begun in self._kept:
                     self._kept.remove(begun)
                     self._kept.append(begun)
@@ -175,6 +191,10 @@ class Engine:
 
     def _emit(self, requests: list[_Request], logits: Tensor) -> list[Token]:
         logits = masked(logits, [r.guide for r in requests])
+        for place, request in enumerate(requests):
+            if not request.answer:
+                request.penalties = request.penalised(logits[place])
+        logits = moved(logits, [r.penalties for r in requests])
         positions = [len(r.answer) + r.sampling.begun for r in requests]
         ids, logprobs = sample(logits, [r.sampling for r in requests], positions)
         out = []
@@ -182,12 +202,14 @@ class Engine:
             request.answer.append(token)
             if request.guide is not None:
                 request.guide.took(token)
+            if request.penalties is not None:
+                request.penalties.took(token)
             finish: Finish | None = None
             if token in self.stop:
                 finish = "stop"
             elif len(request.answer) == request.sampling.max_new_tokens:
                 finish = "length"
-            out.append(Token(request.name, token, logprob, finish))
+            out.append(Token(request.name, token, logprob, finish, request.cached))
             if finish is not None:
                 self._release(request)
         return out
@@ -196,7 +218,7 @@ class Engine:
         assert self._rows is not None
         self._active.remove(request)
         request.prompt, request.answer = request.held(), []  # what others may begin with
-        request.filled = len(request.prompt)
+        request.filled, request.penalties = len(request.prompt), None
         self._kept.append(request)
         while len(self._kept) > (self.keep if self._rows.chunk else 0):
             self._rows.free(self._kept.pop(0).row)
@@ -224,8 +246,8 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> t
         return likeliest, logprobs.gather(1, likeliest.unsqueeze(1)).squeeze(1)
     probabilities = logprobs.exp()
     for row, sampling in enumerate(samplings):
-        if sampling.temperature and (sampling.top_p < 1 or sampling.top_k):
-            probabilities[row] = _truncate(probabilities[row], sampling.top_p, sampling.top_k)
+        if sampling.temperature and (sampling.top_p < 1 or sampling.top_k or sampling.min_p):
+            probabilities[row] = _truncate(probabilities[row], sampling)
     cumulative = probabilities.double().cumsum(-1)
     seeds = np.array([s.seed for s in samplings], dtype=np.uint64)
     drawn = torch.from_numpy(uniform(seeds, np.array(positions, dtype=np.uint64))).to(logits.device)
@@ -234,17 +256,22 @@ def sample(logits: Tensor, samplings: list[Sampling], positions: list[int]) -> t
     return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
 
 
-def _truncate(probabilities: Tensor, top_p: float, top_k: int) -> Tensor:
-    """Zero all but the smallest set of likeliest tokens [V] that holds `top_p`, and at most `top_k` of them."""
+def _truncate(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """Zero all but the smallest set of likeliest tokens [V] that holds `top_p`, at most `top_k` of them and none below
+    `min_p` times the likeliest (Nguyen et al. 2024)."""
     vocabulary = probabilities.shape[0]
-    count = min(top_k or vocabulary, vocabulary)
+    count = min(sampling.top_k or vocabulary, vocabulary)
     few = min(count, _LIKELY)  # mostly enough, and many times as fast as to sort them all
     ordered, ids = probabilities.topk(few)
-    if few < count and float(ordered.sum()) <= top_p:
+    least = sampling.min_p * ordered[0]
+    enough = ordered[-1] < least or (sampling.top_p < 1 and ordered.sum() > sampling.top_p)
+    if few < count and not enough:
         ordered, ids = probabilities.sort(descending=True)
-    keep = ordered.cumsum(0) - ordered < top_p
-    if top_k:
-        keep[top_k:] = False
+    keep = ordered >= least
+    if sampling.top_p < 1:
+        keep &= ordered.cumsum(0) - ordered < sampling.top_p
+    if sampling.top_k:
+        keep[sampling.top_k :] = False
     return torch.zeros_like(probabilities).scatter_(0, ids, ordered * keep)
 
 
