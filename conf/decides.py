@@ -104,8 +104,10 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "prune": {_FREE: "model target keep"},
     "serve": {
         _FREE: "model host port slots max_new_tokens queue max_body_bytes header_timeout body_timeout drain_timeout "
-        "stream_seconds stream_bytes hosts origins auth keys keys_env key_in_flight key_per_minute int8 bf16",
+        "stream_seconds stream_bytes replay_seconds hosts origins auth keys keys_env key_in_flight key_per_minute int8 "
+        "bf16",
     },
+    "promote": {_FREE: "model share votes confidence tolerance stop"},
     "cluster": {
         _ROUNDS: "workers threads gpus_per_worker deterministic slots shard expert_parallel",
         _FREE: "cpus_per_worker wait gpus object_store_mb worker_logs temp_dir",

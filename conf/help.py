@@ -45,6 +45,7 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "moe.plan": "plan gpu model parent compute optim pretrain tokens tokenizer serve cluster",
     "serving.serve": "serve tasks run cluster",
     "serving.chat": "serve tasks run cluster",
+    "serving.promote": "promote serve run",
     "cluster.report": "run",
     "cluster.pipeline": "pipeline run cluster tracker",
 }

@@ -11,7 +11,7 @@ from conf.knobs.alignment import Cohft, Hfft, Judge, Label, Rank, Reward, Tasks
 from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.reinforcement import Compare, Inspect, Ppo, Replay
-from conf.knobs.running import Cluster, Evaluate, Pipeline, Run, Serve, Sweep, Tracker
+from conf.knobs.running import Cluster, Evaluate, Pipeline, Promote, Run, Serve, Sweep, Tracker
 from conf.knobs.text import Corpus, Forget, Tokenizer, Tokens, Why
 from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Sft, Spikes
 
@@ -51,6 +51,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     prune: Prune = field(default_factory=Prune)
     serve: Serve = field(default_factory=Serve)
+    promote: Promote = field(default_factory=Promote)
     cluster: Cluster = field(default_factory=Cluster)
     tracker: Tracker = field(default_factory=Tracker)
     pipeline: Pipeline = field(default_factory=Pipeline)

@@ -17,14 +17,15 @@ from serving.dialects import embeddings, messages, responses, shapes
 from serving.dialects.streams import Streams
 from serving.dialects.strict import ApiError, parse
 from serving.door import Door
+from serving.failover.origin import origin
 from serving.keys import Key, Limits
 from serving.replies import ChatReply, Served, TextReply, unavailable
 from serving.schema import ChatRequest, CompletionRequest
 
 
-def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = ()) -> FastAPI:
+def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = (), *, behind: bool = False) -> FastAPI:
     """The ASGI app, which answers whoever has one of the `keys`, everybody without any. Every error has the
-    shape of the API that was asked."""
+    shape of the API that was asked. `behind`: nobody but our door in Serve's proxy can reach it."""
 
     streams = Streams(cfg)
 
@@ -41,7 +42,7 @@ def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = ()) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     if cfg.origins:
         app.add_middleware(CORSMiddleware, allow_origins=cfg.origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Door, cfg, keys, Limits())  # the last one added is the first one asked
+    app.add_middleware(Door, cfg, keys, Limits(), behind=behind)  # the last one added is the first one asked
     app.add_exception_handler(HTTPException, _error_response)
     app.include_router(web.routes())
     app.include_router(votes.routes(served.feedback, served.principles))
@@ -79,13 +80,15 @@ def endpoint(served: Served, cfg: Serve, keys: Sequence[Key] = ()) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat_completions(http: Request) -> Response:
-        request = parse(await http.body(), ChatRequest)
-        return await streams.answered(ChatReply(served, request, *await asking.chat(served, request)), http)
+        request, drawn = parse(await http.body(), ChatRequest), origin(http)
+        made = await asking.chat(served, request, drawn)
+        return await streams.answered(ChatReply(served, request, drawn, *made), http)
 
     @app.post("/v1/completions")
     async def completions(http: Request) -> Response:
-        request = parse(await http.body(), CompletionRequest)
-        return await streams.answered(TextReply(served, request, *await asking.completion(served, request)), http)
+        request, drawn = parse(await http.body(), CompletionRequest), origin(http)
+        made = await asking.completion(served, request, drawn)
+        return await streams.answered(TextReply(served, request, drawn, *made), http)
 
     return app
 

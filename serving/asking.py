@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from serving import schema
 from serving.decoding import Answers, Busy, Died, TooMany
 from serving.dialects import tools
 from serving.dialects.strict import ApiError
+from serving.failover.origin import Origin
 from serving.replies import Served, unavailable
 from serving.schema import ChatRequest, CompletionRequest
 
@@ -30,7 +30,9 @@ class Names:
     form: str = "response_format"
 
 
-async def chat(served: Served, request: ChatRequest, names: Names = Names()) -> tuple[list[int], Answers]:
+async def chat(
+    served: Served, request: ChatRequest, origin: Origin, names: Names = Names()
+) -> tuple[list[int], Answers]:
     """(ids of the prompt, the answers to it). Raises `ApiError`."""
     prompt = await chat_prompt(served, request, names)
     room = served.context - len(prompt)
@@ -38,7 +40,7 @@ async def chat(served: Served, request: ChatRequest, names: Names = Names()) -> 
     _check_room(served, prompt, bound, names)
     # Off the loop as well: a large vocabulary, or a large schema, takes a second.
     grammar = await asyncio.to_thread(_grammar, served.tokenizer, request, names)
-    return prompt, _submit(served, request, [prompt], bound, grammar)
+    return prompt, _submit(served, request, origin, [prompt], bound, grammar)
 
 
 async def chat_prompt(served: Served, request: ChatRequest, names: Names = Names()) -> list[int]:
@@ -48,13 +50,13 @@ async def chat_prompt(served: Served, request: ChatRequest, names: Names = Names
     return await asyncio.to_thread(_prompt, served.tokenizer, request, names)
 
 
-async def completion(served: Served, request: CompletionRequest) -> tuple[list[list[int]], Answers]:
+async def completion(served: Served, request: CompletionRequest, origin: Origin) -> tuple[list[list[int]], Answers]:
     """(ids of each prompt, the answers to all). Raises `ApiError`."""
     check_model(served, request.model)
     prompts = await asyncio.to_thread(prompt_ids_of, served, request.prompts, "prompt")
     for prompt in prompts:
         _check_room(served, prompt, request.bound, Names(messages="prompt"))
-    return prompts, _submit(served, request, prompts, request.bound)
+    return prompts, _submit(served, request, origin, prompts, request.bound)
 
 
 def check_model(served: Served, model: str) -> None:
@@ -142,11 +144,20 @@ def _check_room(served: Served, prompt: list[int], bound: int, names: Names) -> 
 
 
 def _submit(
-    served: Served, request: schema.Request, prompts: list[list[int]], bound: int, grammar: Grammar | None = None
+    served: Served,
+    request: schema.Request,
+    origin: Origin,
+    prompts: list[list[int]],
+    bound: int,
+    grammar: Grammar | None = None,
 ) -> Answers:
     """`request.n` answers to each prompt, none where a prompt is only to be scored."""
+    biases = tuple(sorted((int(token), bias) for token, bias in (request.logit_bias or {}).items()))
+    if biases and biases[-1][0] >= served.tokenizer.size:
+        text = f"logit_bias: {biases[-1][0]} is no token id of this model, which has {served.tokenizer.size}"
+        raise ApiError(400, text, code="invalid_value", param="logit_bias")
     temperature = 1.0 if request.temperature is None else request.temperature
-    seed = secrets.randbits(64) if request.seed is None else request.seed
+    seed = origin.seed if request.seed is None else request.seed
     samplings = [
         Sampling(
             max_new_tokens=bound,
@@ -154,6 +165,11 @@ def _submit(
             top_p=request.top_p or 1.0,
             top_k=request.top_k or 0,
             seed=_seed(seed, index),
+            min_p=request.min_p or 0.0,
+            repetition_penalty=request.repetition_penalty or 1.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            logit_bias=biases,
         )
         for index in range(request.n or 1)
     ]

@@ -17,27 +17,38 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from conf.knobs.running import Serve
 from serving.dialects import shapes
 from serving.dialects.strict import RETRY_AFTER, ApiError
+from serving.failover.origin import HEADER, Origin
 from serving.keys import Key, Limits, holder
 
 # Headers by which a client could steer Ray Serve's proxy: its timeout, whether it hears of a disconnect, its routing.
 _NOT_THE_CLIENTS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id")
-_SERVES_OWN = (*_NOT_THE_CLIENTS, "x-session-id")
+_SERVES_OWN = (*_NOT_THE_CLIENTS, "x-session-id", HEADER)
 _FORM = "application/json"
 _OPEN = ("/health", "/healthz", "/-/healthz")  # what needs no key: ours, and that of Serve's proxy
 
 
 class Door:
     """ASGI middleware. Lets a request in once it may ask and its body has arrived whole. Whose key it came with is in
-    `scope["state"]["asker"]`, "" where none is needed.
+    `scope["state"]["asker"]`, "" where none is needed, and its origin in `scope["state"]["origin"]`: a new one, or the
+    one that the door before this had drawn, where this is `behind` it and no client can name one.
 
     Where there are `limits`, what each key may ask for is counted: at one door of the two, or each would count.
     """
 
-    def __init__(self, app: ASGIApp, cfg: Serve, keys: Sequence[Key] = (), limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        cfg: Serve,
+        keys: Sequence[Key] = (),
+        limits: Limits | None = None,
+        *,
+        behind: bool = False,
+    ) -> None:
         self._app = app
         self._cfg = cfg
         self._keys = keys
         self._limits = limits
+        self._behind = behind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -46,13 +57,16 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._behind and (root := scope.get("root_path")):  # where Serve has the app is nobody's business
+            path = scope["path"].removeprefix(root)
+            scope = dict(scope) | {"path": path, "raw_path": path.encode(), "root_path": ""}
         try:
             check_asker(scope, self._cfg)
             key = self._key(scope)
             body = await self._body(scope, receive)
             if body is not None:
                 with self._limits.counted(key) if self._limits and key and _asks(scope) else nullcontext():
-                    await self._inside(_named(_stripped(scope), key), receive, send, body)
+                    await self._inside(self._named(scope, key), receive, send, body)
         except ApiError as error:
             error.headers = {**(error.headers or {}), **_readable(scope, self._cfg)}
             await _answer(scope["path"], error, send, close=error.status_code == 408)
@@ -65,6 +79,12 @@ class Door:
         if not self._keys or scope["path"] in _OPEN or asks_first:
             return None
         return holder(self._keys, headers, page=not scope["path"].startswith("/v1/"))
+
+    def _named(self, scope: Scope, key: Key | None) -> Scope:
+        """Without what only we may say, and with what we know."""
+        drawn = dict(scope["headers"]).get(HEADER.encode(), b"") if self._behind else b""
+        named = {"asker": key.name if key else "", "origin": Origin.read(drawn.decode("latin-1"))}
+        return dict(_stripped(scope)) | {"state": dict(scope.get("state", {})) | named}
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the client left before its end."""
@@ -172,10 +192,6 @@ def _plain(status: int, text: str) -> ApiError:
 def _asks(scope: Scope) -> bool:
     """Whether a request makes work, which a look at the page and its files does not."""
     return scope["method"] == "POST" or str(scope["path"]).startswith("/v1/stream/")
-
-
-def _named(scope: Scope, key: Key | None) -> Scope:
-    return dict(scope) | {"state": dict(scope.get("state", {})) | {"asker": key.name if key else ""}}
 
 
 def _readable(scope: Scope, cfg: Serve) -> dict[str, str]:

@@ -12,16 +12,23 @@ from moe.decoder import Decoder
 from moe.formats import hugging_face as model_folder
 from moe.generation.quantize import quantize
 from moe.text.tokenizer import Tokenizer
+from serving.canary.trial import promoted
 
 
 def find_model(cfg: Config) -> tuple[Path, str]:
-    """(folder, the name it is served under): `serve.model`, or the run's newest finished chat model.
+    """(folder, the name it is served under): `serve.model`, or the run's newest finished chat model, unless another was
+    promoted since.
 
     Raises InputError if there is none, a file is damaged, or model and tokenizer do not belong together.
     """
 
-    folder = newest_model(cfg, cfg.serve.model, among=CHATTING, knob="serve.model")
+    stages = [cfg.run.folder / stage / MANIFEST for stage in CHATTING]
+    taken = None if cfg.serve.model else promoted(cfg.run.folder, stages)
+    given = str(taken[0]) if taken else cfg.serve.model
+    folder = newest_model(cfg, given, among=CHATTING, knob="serve.model")
     _check_vocabulary(folder)
+    if taken:
+        return folder, taken[1]
     return folder, folder.name if cfg.serve.model else f"{cfg.run.name}-{folder.name}"
 
 

@@ -1,10 +1,11 @@
-"""What stands in Ray Serve's proxy process: the door, and a deadline for the headers of a request."""
+"""What stands in Ray Serve's proxy process: the door, what lies behind it, and a deadline for headers."""
 
 import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -12,17 +13,20 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from conf.knobs.running import Auth, Serve
+from serving.canary.route import Shared
 from serving.dialects.strict import ApiError
 from serving.door import Door
+from serving.failover.replay import Replay
 from serving.keys import Key
 
 _LAST_LOOK = 0.1  # seconds
 _SETTINGS = "CONCLAVE_SERVE"  # the knobs and the keys' digests, in the proxy's environment
 
 
-def environment(cfg: Serve, keys: Sequence[Key]) -> dict[str, str]:
+def environment(cfg: Serve, keys: Sequence[Key], run: Path) -> dict[str, str]:
     """What Serve's controller, and the proxies that it starts, must find in their environment."""
     told = {"serve": asdict(cfg) | {"auth": cfg.auth.value}, "keys": [asdict(key) for key in keys]}
+    told["run"] = str(run.absolute())
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares",
         _SETTINGS: json.dumps(told),
@@ -32,16 +36,17 @@ def environment(cfg: Serve, keys: Sequence[Key]) -> dict[str, str]:
 def middlewares() -> list[Middleware]:
     """Called by Serve in each proxy before it listens. Its server has no knob for the headers' deadline, so that the
     class that it takes for a connection is ours."""
-    cfg, keys = settings(os.environ)
+    cfg, keys, run = settings(os.environ)
     auto.AutoHTTPProtocol = connection(cfg)
-    return [Middleware(Door, cfg, keys)]
+    # The last one is the first one asked.
+    return [Middleware(Replay, cfg), Middleware(Shared, run), Middleware(Door, cfg, keys)]
 
 
-def settings(given: Mapping[str, str]) -> tuple[Serve, tuple[Key, ...]]:
+def settings(given: Mapping[str, str]) -> tuple[Serve, tuple[Key, ...], Path]:
     """What `environment` has put into it."""
     told = json.loads(given[_SETTINGS])
     cfg = Serve(**told["serve"] | {"auth": Auth(told["serve"]["auth"])})
-    return cfg, tuple(Key(**key) for key in told["keys"])
+    return cfg, tuple(Key(**key) for key in told["keys"]), Path(told["run"])
 
 
 def connection(cfg: Serve) -> type[HttpToolsProtocol]:

@@ -51,7 +51,7 @@ class Replica:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint(self._served, self._cfg, self._keys)
+        return endpoint(self._served, self._cfg, self._keys, behind=True)
 
     async def drain(self) -> None:
         """Begin nothing more; returns when all that runs has ended, or after the deadline was cut off in words."""
@@ -76,7 +76,7 @@ def application(folder: str, name: str, cfg: Config, keys: Sequence[Key]) -> App
         max_ongoing_requests=ONGOING,
         max_queued_requests=ONGOING,
         ray_actor_options={"num_cpus": cfg.cluster.cpus_per_worker, "num_gpus": cfg.cluster.gpus_per_worker},
-        graceful_shutdown_timeout_s=5.0,
+        graceful_shutdown_timeout_s=max(5.0, cfg.serve.drain_timeout),  # of a replica that another one replaces
         health_check_period_s=5.0,
     )
     # What hangs on where the command was given, its folder and the modules beside it, is settled here.

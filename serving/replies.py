@@ -1,12 +1,12 @@
 """What comes back: the answers to a request, as a whole or as chunks; both come from the same text, piece by piece."""
 
+import itertools
 import json
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from cluster.feedback import Store
@@ -16,6 +16,7 @@ from moe.text.tokenizer import Tokenizer
 from serving.decoding import Answers, Busy, Closing, DecodingThread, Died, Spoilt
 from serving.dialects.strict import RETRY_AFTER, ApiError
 from serving.dialects.tools import Call, CallStream
+from serving.failover.origin import Origin
 from serving.schema import (
     ChatRequest,
     CompletionRequest,
@@ -70,8 +71,11 @@ class Reply(ABC):
 
     prefix: ClassVar[str]  # of the id
 
-    def __init__(self, served: Served, request: Request, prompts: Sequence[list[int]], answers: Answers) -> None:
+    def __init__(
+        self, served: Served, request: Request, origin: Origin, prompts: Sequence[list[int]], answers: Answers
+    ) -> None:
         self.answers = answers
+        self._origin = origin
         self._request = request
         self._served = served
         self._prompts = prompts
@@ -80,7 +84,7 @@ class Reply(ABC):
         self._texts = [TextStream(served.tokenizer, request.stops) for _ in range(count)]
         names = [tool.function.name for tool in request.offered]
         self._calls = [CallStream(names) if names else None for _ in range(count)]
-        self.id = f"{self.prefix}{secrets.token_hex(12)}"
+        self.id = f"{self.prefix}{origin.token}"
         self.headers = request.headers
 
     @property
@@ -109,7 +113,10 @@ class Reply(ABC):
             pieces: list[str | Call] = [text] if text else []
             ends: str | None = finish
             if calls is not None:
+                before = calls.calls
                 pieces = [*calls.push(text), *(calls.finish() if finish else ())]
+                names = (self._origin.name(index, number) for number in itertools.count(before))
+                pieces = [replace(p, id=f"call_{next(names)}") if isinstance(p, Call) else p for p in pieces]
                 if calls.calls and self._request.single_call:
                     pieces = pieces[: 1 + next(at for at, piece in enumerate(pieces) if isinstance(piece, Call))]
                     finish = "stop"
@@ -135,6 +142,12 @@ class Reply(ABC):
         """(of all prompts, of all answers so far)"""
         return sum(map(len, self._prompts)), sum(map(len, self.answers.made))
 
+    @property
+    def _cached(self) -> int:
+        """Tokens of the prompts that were not computed for this request; several answers to one prompt share it."""
+        cached = self.answers.cached
+        return sum(min(cached[at : at + self._each]) for at in range(0, len(cached), self._each))
+
 
 class Choices(Reply):
     """What OpenAI's two older APIs share: a list of choices, each an answer."""
@@ -142,11 +155,13 @@ class Choices(Reply):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, served: Served, request: Request, prompts: Sequence[list[int]], answers: Answers) -> None:
-        super().__init__(served, request, prompts, answers)
+    def __init__(
+        self, served: Served, request: Request, origin: Origin, prompts: Sequence[list[int]], answers: Answers
+    ) -> None:
+        super().__init__(served, request, origin, prompts, answers)
         self._head = {
             "id": self.id,
-            "created": int(time.time()),
+            "created": origin.created,
             "model": served.name,
             "system_fingerprint": served.version,
         }
@@ -163,8 +178,8 @@ class Choices(Reply):
     def change(self, index: int, piece: str | Call, finish: str | None) -> Iterator[dict[str, Any]]:
         """The choices that carry on an answer's stream."""
 
-    def _usage(self) -> dict[str, int]:
-        return usage(*self._tokens())
+    def _usage(self) -> dict[str, Any]:
+        return usage(*self._tokens(), self._cached)
 
     async def whole(self) -> dict[str, Any]:
         ends = await self._ends()
@@ -194,8 +209,10 @@ class Choices(Reply):
 class ChatReply(Choices):
     prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, served: Served, request: ChatRequest, prompt: list[int], answers: Answers) -> None:
-        super().__init__(served, request, [prompt], answers)
+    def __init__(
+        self, served: Served, request: ChatRequest, origin: Origin, prompt: list[int], answers: Answers
+    ) -> None:
+        super().__init__(served, request, origin, [prompt], answers)
         self._called = Counter[int]()  # how many calls of each answer were sent
 
     async def choice(self, index: int, ended: Ended) -> dict[str, Any]:
@@ -218,9 +235,9 @@ class TextReply(Choices):
     prefix, whole_object, chunk_object = "cmpl-", "text_completion", "text_completion"
 
     def __init__(
-        self, served: Served, request: CompletionRequest, prompts: Sequence[list[int]], answers: Answers
+        self, served: Served, request: CompletionRequest, origin: Origin, prompts: Sequence[list[int]], answers: Answers
     ) -> None:
-        super().__init__(served, request, prompts, answers)
+        super().__init__(served, request, origin, prompts, answers)
         self._echoes, self._top, self._bound = bool(request.echo), request.logprobs, request.bound
 
     def _echo(self, index: int) -> str:

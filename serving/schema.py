@@ -16,15 +16,11 @@ MAX_ANSWERS = 8
 MAX_STOPS = 4
 MAX_PROMPTS = 256
 MAX_TOP = 5  # likeliest tokens at each place
+MAX_BIASES = 1024  # tokens of a logit_bias
 DEFAULT_TOKENS = 16  # of a text completion, as with OpenAI
 
 # Fields that clients send without wanting anything: accepted at these values, refused by name at any other.
-_IDLE: Idle = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-}
-_IDLE_CHAT: Idle = _IDLE | {
+_IDLE_CHAT: Idle = {
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "functions": (None, []),
@@ -34,7 +30,7 @@ _IDLE_CHAT: Idle = _IDLE | {
     "store": (None, False),
     "add_generation_prompt": (None, True),
 }
-_IDLE_COMPLETION: Idle = _IDLE | {"suffix": (None, ""), "best_of": (None, 1)}
+_IDLE_COMPLETION: Idle = {"suffix": (None, ""), "best_of": (None, 1)}
 _IDLE_MESSAGE: Idle = dict.fromkeys("refusal audio function_call images videos files prefix".split(), (None, [], False))
 # What a client may say and no answer hangs on, at any value: accepted, and named in the header `Warning`.
 _LABELS = frozenset("metadata prompt_cache_key prompt_cache_retention safety_identifier".split())
@@ -95,6 +91,9 @@ class StreamOptions(Strict):
     continuous_usage_stats: Literal[False] | None = None
 
 
+TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+
+
 class Request(Said):
     """What chat and text completions share. None means "not said" wherever OpenAI's clients may send null."""
 
@@ -104,6 +103,13 @@ class Request(Said):
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None  # 0: greedy
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=0)] = None  # 0: all
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None  # of the likeliest token's probability; 0: no bound
+    repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None  # 1: none
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    logit_bias: (
+        Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None
+    ) = None  # what is added to a token's logit, by its id
     n: Annotated[int | None, Field(ge=1, le=MAX_ANSWERS)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -281,8 +287,9 @@ class CompletionRequest(Request):
         return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
 
 
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    said = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return said | {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def chat_choice(index: int, text: str, finish: str, calls: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from cluster.connect import connect
 from conf.errors import InputError
 from conf.schema import Config
 from moe.tasks.domain import Domain
+from serving.canary.fleet import APP, ServeFleet, drain
+from serving.canary.rollout import Rollout
 from serving.keys import admitted
-from serving.models import find_model
+from serving.models import find_model, version
 from serving.proxy import environment
 from serving.replica import application
-
-APP = "conclave"
 
 
 def free_port(host: str, port: int) -> int:
@@ -50,7 +50,7 @@ def start(cfg: Config) -> tuple[str, str]:
     serve.start(
         http_options={"host": cfg.serve.host, "port": port},
         logging_config={"enable_access_log": False},
-        controller_options={"runtime_env": {"env_vars": environment(cfg.serve, keys)}},
+        controller_options={"runtime_env": {"env_vars": environment(cfg.serve, keys, cfg.run.folder)}},
     )
     serve.run(application(str(folder), name, cfg, keys), name=APP, route_prefix="/")
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(cfg.serve.host, cfg.serve.host)
@@ -69,12 +69,6 @@ def _check_answers(address: str, port: int) -> None:
             f"serve.port={port}: the model is up but {address} does not answer ({error.reason}); if this cluster "
             "served on another port before, run `serve shutdown -y` first"
         ) from None
-
-
-def drain() -> None:
-    """Let what runs end, within `serve.drain_timeout`, while nothing more begins."""
-    with contextlib.suppress(RayError):  # a replica that has died has nothing that runs
-        serve.get_app_handle(APP).drain.remote().result()
 
 
 def stop() -> None:
@@ -96,6 +90,18 @@ def wait_for_signal() -> Event:
     return asked
 
 
+def look(rollout: Rollout, told: str) -> str:
+    """Take a candidate's trial one step on, and say what is new -> what was said last."""
+    try:
+        trial = rollout.look()
+        now = f"{trial.model} is {trial.state}: {trial.why or 'it answers'}" if trial else ""
+    except (InputError, OSError, RuntimeError, RayError) as error:  # the incumbent answers on
+        now = f"the trial of a candidate: {error}"
+    if now and now != told:
+        print(now, flush=True)
+    return now
+
+
 @job
 def main(cfg: Config) -> dict[str, float]:
 
@@ -111,8 +117,11 @@ def main(cfg: Config) -> dict[str, float]:
     print(
         f"  curl -N {address}/v1/chat/completions -H 'Content-Type: application/json'{bearer} -d '{body}'\n", flush=True
     )
+    folder, _ = find_model(cfg)
+    rollout = Rollout(cfg.run.folder, ServeFleet(cfg, name, admitted(cfg.serve)), version(folder), name)
+    told = ""
     while not asked.wait(1.0):
-        pass
+        told = look(rollout, told)
     print("shutting down", flush=True)
     drain()
     stop()

@@ -92,6 +92,7 @@ class Serve:
     drain_timeout: float = 30.0  # seconds that running answers get to end once the server was asked to
     stream_seconds: float = 120.0  # that a stream can be taken up again after its reader left; 0: not at all
     stream_bytes: int = 2**24  # that such streams may hold; beyond them the one that was left first is forgotten
+    replay_seconds: float = 60.0  # that a request whose replica died is asked of the next one; 0: the client is told
     hosts: list[str] = field(default_factory=list)  # host names of this server beside localhost; "*": any
     origins: list[str] = field(default_factory=list)  # of web pages that may ask: https://chat.example.org; "*": any
     auth: Auth = Auth.auto  # auto: keys where there are any, none on loopback without; keys; none
@@ -109,11 +110,30 @@ class Serve:
         positive("serve", self, "slots", "max_new_tokens", "queue", "max_body_bytes", "header_timeout", "body_timeout")
         if self.int8 and self.bf16:
             raise InputError("serve.int8=true and serve.bf16=true: the weights can be one of them")
-        for knob in ("drain_timeout", "stream_seconds", "stream_bytes"):
+        for knob in ("drain_timeout", "stream_seconds", "stream_bytes", "replay_seconds"):
             if (value := getattr(self, knob)) < 0:
                 raise InputError(f"serve.{knob}={value:g} must not be negative")
         if not 0 <= self.port <= 65535:
             raise InputError(f"serve.port={self.port} must lie in [0, 65535]")
+
+
+@dataclass(kw_only=True)
+class Promote:
+    """`python -m serving.promote`: a new model on trial beside the one that is served."""
+
+    model: str = ""  # the candidate's folder; empty: go on watching the trial that is under way
+    share: float = 0.1  # of the conversations that are the candidate's
+    votes: int = 100  # conversations of each model that people have judged, after which it is decided
+    confidence: float = 0.95  # with which it must be worse to be rolled back before that
+    tolerance: float = 0.05  # by how much less of its conversations may be liked
+    stop: bool = False  # take back the trial that is under way
+
+    def __post_init__(self) -> None:
+        positive("promote", self, "votes")
+        share("promote", self, "tolerance")
+        for knob, low in (("share", 0.0), ("confidence", 0.5)):
+            if not low < (value := getattr(self, knob)) < 1:
+                raise InputError(f"promote.{knob}={value} must lie between {low:g} and 1")
 
 
 @dataclass(kw_only=True)

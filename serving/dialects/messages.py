@@ -14,6 +14,7 @@ from serving.dialects import shapes
 from serving.dialects.streams import Streams
 from serving.dialects.strict import Idle, Said, Strict, built, by_type, parse, warning
 from serving.dialects.tools import MAX_TOOLS, Call, Name
+from serving.failover.origin import Origin, origin
 from serving.replies import Reply, Served, event, unavailable
 from serving.schema import MAX_MESSAGES, MAX_STOPS, ChatRequest, TextPart
 
@@ -195,8 +196,10 @@ def _text(content: str | Sequence[TextPart]) -> str:
 class MessageReply(Reply):
     prefix = "msg_"
 
-    def __init__(self, served: Served, request: MessagesRequest, prompt: list[int], answers: Answers) -> None:
-        super().__init__(served, request.chat(), [prompt], answers)
+    def __init__(
+        self, served: Served, request: MessagesRequest, origin: Origin, prompt: list[int], answers: Answers
+    ) -> None:
+        super().__init__(served, request.chat(), origin, [prompt], answers)
         self.headers = warning(request.labels)
 
     def _message(self) -> dict[str, Any]:
@@ -208,10 +211,11 @@ class MessageReply(Reply):
         return {"stop_reason": reason, "stop_sequence": stop or None}
 
     def _usage(self) -> dict[str, int]:
-        prompt, made = self._tokens()
+        """What came from the cache is counted beside `input_tokens`; before the first token nobody knows it."""
+        (prompt, made), cached = self._tokens(), self._cached
         return {
-            **{"input_tokens": prompt, "output_tokens": made},
-            **{"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0},
+            **{"input_tokens": prompt - cached, "output_tokens": made},
+            **{"cache_creation_input_tokens": 0, "cache_read_input_tokens": cached},
         }
 
     async def whole(self) -> dict[str, Any]:
@@ -265,9 +269,9 @@ def routes(served: Served, streams: Streams) -> APIRouter:
 
     @router.post(PATH)
     async def create(http: Request) -> Response:
-        request = parse(await http.body(), MessagesRequest)
-        prompt, answers = await asking.chat(served, request.chat(), _NAMES)
-        return await streams.answered(MessageReply(served, request, prompt, answers), http)
+        request, drawn = parse(await http.body(), MessagesRequest), origin(http)
+        made = await asking.chat(served, request.chat(), drawn, _NAMES)
+        return await streams.answered(MessageReply(served, request, drawn, *made), http)
 
     @router.post(f"{PATH}/count_tokens")
     async def count(http: Request) -> dict[str, int]:

@@ -3,7 +3,6 @@
 Nothing is kept: who goes on with a conversation sends the whole of it.
 """
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from serving.dialects.items import FunctionChoice, FunctionTool, Item, Items, Te
 from serving.dialects.streams import Streams
 from serving.dialects.strict import Idle, Said, built, parse, warning
 from serving.dialects.tools import MAX_TOOLS, Call
+from serving.failover.origin import Origin, origin
 from serving.replies import Reply, Served, event, unavailable
 from serving.schema import MAX_MESSAGES, ChatRequest
 
@@ -96,11 +96,12 @@ class ResponsesRequest(Said):
 class ResponseReply(Reply):
     prefix = "resp_"
 
-    def __init__(self, served: Served, request: ResponsesRequest, prompt: list[int], answers: Answers) -> None:
-        super().__init__(served, request.chat(), [prompt], answers)
+    def __init__(
+        self, served: Served, request: ResponsesRequest, origin: Origin, prompt: list[int], answers: Answers
+    ) -> None:
+        super().__init__(served, request.chat(), origin, [prompt], answers)
         self.headers = warning(request.labels)
         self._asked = request
-        self._created = int(time.time())
         self._count = 0  # events so far
 
     def _response(self, output: list[dict[str, Any]], finish: str | None) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class ResponseReply(Reply):
         made = {
             "id": self.id,
             "object": "response",
-            "created_at": self._created,
+            "created_at": self._origin.created,
             "status": "in_progress" if finish is None else "incomplete" if cut else "completed",
             "error": None,
             "incomplete_details": cut,
@@ -148,7 +149,7 @@ class ResponseReply(Reply):
         prompt, made = self._tokens()
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._cached, "cache_write_tokens": 0},
             "output_tokens": made,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + made,
@@ -250,8 +251,8 @@ def routes(served: Served, streams: Streams) -> APIRouter:
 
     @router.post(PATH)
     async def create(http: Request) -> Response:
-        request = parse(await http.body(), ResponsesRequest)
-        prompt, answers = await asking.chat(served, request.chat(), _NAMES)
-        return await streams.answered(ResponseReply(served, request, prompt, answers), http)
+        request, drawn = parse(await http.body(), ResponsesRequest), origin(http)
+        made = await asking.chat(served, request.chat(), drawn, _NAMES)
+        return await streams.answered(ResponseReply(served, request, drawn, *made), http)
 
     return router

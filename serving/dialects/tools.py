@@ -6,9 +6,8 @@
 """
 
 import json
-import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -77,7 +76,7 @@ class Call:
 
     name: str
     arguments: str  # JSON
-    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
+    id: str = ""  # which its reply gives
 
     def shown(self) -> dict[str, Any]:
         """As chat completions have it."""

@@ -84,13 +84,10 @@ def until_closed(each: socket.socket, seconds: float = 60.0) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def served_address(ray_cluster: None, tiny: Tiny) -> Iterator[str]:
-    """The address of the real Ray Serve app over `tiny`: 2 slots, 2 waiting."""
-    from ray import serve
-
-    from serving.serve import start
-
-    cfg = Config(
+def served_cfg(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of the real Ray Serve app over `tiny`: 2 slots, 2 waiting."""
+    return Config(
+        run=running.Run(name="served", dir=str(tmp_path_factory.mktemp("runs"))),
         serve=running.Serve(
             model=str(tiny.folder),
             port=0,
@@ -102,7 +99,16 @@ def served_address(ray_cluster: None, tiny: Tiny) -> Iterator[str]:
         ),
         cluster=running.Cluster(threads=1),
     )
-    address, name = start(cfg)
+
+
+@pytest.fixture(scope="session")
+def served_address(ray_cluster: None, served_cfg: Config) -> Iterator[str]:
+    """The address of that app."""
+    from ray import serve
+
+    from serving.serve import start
+
+    address, name = start(served_cfg)
     assert name == "tiny"
     yield address
     serve.shutdown()

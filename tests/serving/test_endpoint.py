@@ -207,7 +207,8 @@ def test_the_readmes_client_is_answered(served_address: str, tiny: Tiny) -> None
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role='robot'"),
         ({"messages": [{"role": "user", "content": "月" * CONTEXT}]}, 400, f"context of {CONTEXT}"),
         ({"temperature": 2.5}, 400, "temperature=2.5"),
-        ({"presence_penalty": 1.0}, 400, "presence_penalty=1.0 is not supported"),
+        ({"logprobs": True}, 400, "logprobs=True is not supported"),
+        ({"logit_bias": {"99999": 1}}, 400, "logit_bias: 99999 is no token id"),
         ({"extra_body": {"chat_template": "{{ 1 }}"}}, 400, "chat_template is not a field"),
         ({"n": 5}, 400, "serve.slots=2 and serve.queue=2"),  # never, however long it waits
     ],

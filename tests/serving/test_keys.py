@@ -44,13 +44,13 @@ def test_keys_are_read_from_a_file_or_a_variable_and_only_their_digests_are_kept
     monkeypatch.setenv("SOME_KEYS", f"alice {SECRET} in_flight=2; bob {OTHER}")
     cfg = Serve(keys_env="SOME_KEYS", auth=Auth.keys)
     assert admitted(cfg) == (ALICE, BOB)
-    told = environment(cfg, admitted(cfg))
-    assert settings(told) == (cfg, (ALICE, BOB))
+    told = environment(cfg, admitted(cfg), tmp_path)
+    assert settings(told) == (cfg, (ALICE, BOB), tmp_path)
     assert SECRET not in json.dumps(told)
     monkeypatch.setattr("serving.proxy.auto.AutoHTTPProtocol", None)  # which the next line sets for this process
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert [each.args for each in proxy.middlewares()] == [(cfg, (ALICE, BOB))]
+    assert [each.args for each in proxy.middlewares()] == [(cfg,), (tmp_path,), (cfg, (ALICE, BOB))]
     assert SECRET not in repr(admitted(cfg))
 
 
