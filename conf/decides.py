@@ -54,7 +54,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
         "val_fraction test_fraction steps languages sensitive lexicon limits pii against score buckets weights tail "
         "near",
     },
-    "why": {_FREE: "record id"},
+    "why": {_FREE: "record id stage step"},
     "forget": {_FREE: "records ids"},  # what the corpus obeys is the list that they end in
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},
     "tokens": {_DECIDES: "row_length rows_per_shard", _FREE: "actors"},

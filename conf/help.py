@@ -16,7 +16,7 @@ from conf.schema import Config
 
 SECTIONS = {  # what a job reads of the tree, its own first: what its --help shows
     "trainers.corpus": "corpus run cluster tracker",
-    "trainers.clean.why": "why run",
+    "trainers.why": "why run",
     "trainers.forget": "forget run cluster",
     "trainers.tokenizer": "tokenizer parent run",
     "trainers.tokens": "tokens run cluster",

@@ -42,9 +42,9 @@ from rlhf.carried.state import Carried
 from rlhf.graph import Graph, start
 from rlhf.losses import token_rewards
 from rlhf.messages import Response, pad
-from rlhf.record import FOLDER, Answered, Recorder
+from rlhf.record import ASKED, FOLDER, Answered, Recorder
 from rlhf.reporting import Stopwatch, answer_metrics, hacked, learning_metrics, to_look_at
-from rlhf.rollouts import Query, admit, fitting, groups
+from rlhf.rollouts import Query, admit, fitting, groups, in_order
 from rlhf.selection import widest
 from rlhf.supervisor import surviving
 
@@ -103,6 +103,7 @@ def main(cfg: Config) -> dict[str, float]:
         )
         connect(cfg.cluster)
         if not stage.made:
+            write_json(stage.folder / ASKED, in_order(queries, cfg.ppo))
             reward, scale = rewards.scored_by(stage.input("reward"), tokenizer) if scored else (None, None)
             others = [rewards.scored_by(Path(folder), tokenizer) for folder in cfg.ppo.ensemble]
             graph = start(

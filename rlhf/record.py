@@ -25,6 +25,7 @@ from conf.knobs.reinforcement import Ppo
 from moe.tasks.task import Sample, Verdict
 from rlhf.messages import Assessed, Batch, Key, Response, pad
 
+ASKED = "queries.json"  # in that of the stage: the queries in the order in which they are asked
 FOLDER = "iterations"  # in that of the stage; `cluster.run` does not seal it
 _ABOUT = b"conclave"
 _FLOATS, _IDS, _NAMED = pa.list_(pa.float32()), pa.list_(pa.int32()), pa.map_(pa.string(), pa.float64())
@@ -35,6 +36,7 @@ SCHEMA = pa.schema(
         ("iteration", pa.int32()),
         ("version", pa.int32()),  # of the policy that answered
         ("task", pa.string()),
+        ("origin", pa.list_(pa.string())),  # of the query: see `moe.tasks.task.Sample`
         ("asked", pa.string()),  # the last thing that the user says
         ("text", pa.string()),  # the answer
         ("finished", pa.bool_()),  # it ended by itself
@@ -217,6 +219,7 @@ def _rows(every: Answered, kept: Sequence[int], lesson: Lesson, terms: Mapping[s
             "iteration": key.iteration,
             "version": key.version,
             "task": query.task,
+            "origin": list(query.origin),
             "asked": query.prompt,
             "text": text,
             "finished": response.finished,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from conf.errors import InputError
 from conf.knobs.alignment import Rank
@@ -51,6 +52,12 @@ def admit(queries: Sequence[Query], cfg: Ppo, iteration: int, seed: int) -> tupl
             asked.append(query.sample)
             requests.append(Request(key, query.prompt, key.seed(seed)))
     return asked, requests
+
+
+def in_order(queries: Sequence[Query], cfg: Ppo) -> dict[str, Any]:
+    """Which query an iteration asks, for whoever wants to know what it saw: see `admit`."""
+    named = [{"id": query.sample.id, "origin": list(query.sample.origin)} for query in queries]
+    return {"prompts": cfg.prompts, "queries": named}
 
 
 def groups(requests: Sequence[Request], cfg: Ppo) -> list[tuple[str, int]]:

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers.files": {"conf", "moe.text", "moe.tasks", "cluster", "trainers.files"},
     "trainers.clean": {"conf", "cluster", "moe.tasks", "trainers.files", "trainers.clean"},
     "trainers.rows": {"conf", "moe", "cluster", "trainers.files", "trainers.rows"},
+    "trainers.trail": {"conf", "moe.tasks.task", "cluster", "trainers.files", "trainers.rows", "trainers.trail"},
     "trainers.loop": {"conf", "moe", "cluster", "trainers.rows", "trainers.loop"},
     "rlhf": {"conf", "moe", "cluster", "rlhf"},
     "rlhf.actors": {"conf", "moe", "rlhf.actors", "rlhf.forward", "rlhf.losses", "rlhf.messages", "rlhf.objectives"}
@@ -54,7 +55,7 @@ MAY_NOT_LOAD = {
     "moe.text": {"torch"},
     "trainers.files": {"torch", "ray"},
     **{f"trainers.clean.{name}": {"torch", "ray"} for name in ("blocks", "gather", "report")},
-    **{f"trainers.rows.{name}": {"torch"} for name in ("rows", "packing", "mixture", "feed")},
+    **{f"trainers.rows.{name}": {"torch"} for name in ("rows", "packing", "mixture", "feed", "names", "way")},
 }
 
 

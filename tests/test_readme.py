@@ -102,7 +102,7 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
         f"preset=test model=tiny {FEW_STEPS} {NO_NETWORK}", "runs/wide/base/wandb"
     ),
     "python -m trainers.corpus run.name=clean": Small("corpus.max_documents=300", "runs/clean/corpus/report.html"),
-    "python -m trainers.clean.why": Small("", "runs/clean/corpus/report.json"),
+    "python -m trainers.why": Small("", "runs/clean/corpus/report.json"),
     "python -m trainers.forget": Small("", "runs/clean/forgotten.jsonl"),
     "# my_steps.py": Elsewhere("tests/test_readme.py::test_the_step_of_the_readme_decides"),
     "python -m trainers.pretrain --help": Small(quick=True),

@@ -25,8 +25,8 @@ from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import on
 from moe.training.parallel import take_device
 from trainers.files.hindsight import asking, language
-from trainers.preferences import calibration, count_units, judge
 from trainers.rows.held_out import in_turn
+from trainers.rows.preferences import calibration, count_units, judge
 from trainers.rows.rows import Rows
 from trainers.suites import held_out, language_metrics, rules_metrics, task_metrics
 

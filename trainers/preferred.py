@@ -18,6 +18,8 @@ from moe.tasks.task import Sample
 from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import LANGUAGE_MODEL, Objective
 from trainers import closing
+from trainers.files.forgotten import FORGOTTEN as FORGET
+from trainers.files.forgotten import NOTHING, Forgotten
 from trainers.files.hindsight import PLAIN, good
 from trainers.files.rankings import Record, read_all, split, telling
 from trainers.files.readers import digest, expand
@@ -60,6 +62,7 @@ def learn(cfg: Config, name: str, knobs: Preferred, method: Method) -> dict[str,
     beside that, and what was left out. Raises `InputError` where there is nothing to learn.
     """
     own = {file: digest(file) for file in expand(knobs.files, f"{name}.files")}
+    forgotten = Forgotten.of(cfg.run.folder / FORGET).among(own)
     if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
         make(cfg, "parent")
     needs = reads(cfg, knobs, present(cfg))
@@ -71,6 +74,7 @@ def learn(cfg: Config, name: str, knobs: Preferred, method: Method) -> dict[str,
         "rankings": own,
         "adapt": cfg.adapt,
         "spikes": cfg.spikes,
+        **forgotten.setting,
         **cfg.evaluate.measure(),
     }
     longer = partial(lengthened, name, knobs, cfg.optim)
@@ -78,7 +82,7 @@ def learn(cfg: Config, name: str, knobs: Preferred, method: Method) -> dict[str,
         if stage.done:
             return stage.metrics
         chat, text = stage.input(origin), stage.input("tokens") if "tokens" in needs else None
-        train, held, counts = taught(cfg, name, knobs, method.teach, own, stage.folder)
+        train, held, counts = taught(cfg, name, knobs, method.teach, own, stage.folder, forgotten)
         fitted = replace(knobs, row_length=row_length(knobs, [*train, *held], chat))
         train, held, long = fitting(train, held, Tokenizer.load(chat), fitted, name)
         if not stage.made:
@@ -95,11 +99,18 @@ def learn(cfg: Config, name: str, knobs: Preferred, method: Method) -> dict[str,
 
 
 def taught(
-    cfg: Config, name: str, knobs: Preferred, teach: Teach, own: Mapping[str, str], folder: Path
+    cfg: Config,
+    name: str,
+    knobs: Preferred,
+    teach: Teach,
+    own: Mapping[str, str],
+    folder: Path,
+    forgotten: Forgotten = NOTHING,
 ) -> tuple[list[Sample], list[Sample], dict[str, float]]:
     """(samples to learn, samples held out, what was left out). Raises `InputError` where none is left."""
     known, ranked = Domain.of(cfg.tasks).principles, cfg.run.folder / "ranked"
-    records, counts = read_all(own, ranked, known, folder, f"{name}.max_bad_fraction", knobs.max_bad_fraction)
+    bad = f"{name}.max_bad_fraction", knobs.max_bad_fraction
+    records, counts = read_all(own, ranked, known, folder, *bad, forgotten)
     parts = (good(part, knobs.at_least) for part in split(records, knobs.held_out, cfg.run.seed))
     (learnt, gone), (unseen, more) = parts
     counts |= {what: gone[what] + more[what] for what in gone}

@@ -27,15 +27,17 @@ from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from moe.training.adapt import adapt
 from trainers import closing
+from trainers.files.forgotten import FORGOTTEN, Forgotten
 from trainers.files.rankings import Record, judged, read_all, split, telling
 from trainers.files.readers import digest, expand
 from trainers.loop.growth import lengthened
 from trainers.loop.loop import fit
 from trainers.loop.recipe import Plan
-from trainers.preferences import NO_SCORE, SCALE, TOTAL, Ranking, pack, preference
 from trainers.rows.epochs import FILE as SEEN
 from trainers.rows.epochs import Seen, in_steps
 from trainers.rows.mixture import Course, opened
+from trainers.rows.names import write_names
+from trainers.rows.preferences import NO_SCORE, SCALE, TOTAL, Ranking, pack, preference
 from trainers.rows.rows import write_rows
 
 ROUND = 64  # tokens: the row length that is chosen is a multiple
@@ -57,6 +59,7 @@ def main(cfg: Config) -> dict[str, float]:
     queries."""
 
     own = {file: digest(file) for file in expand(cfg.reward.files, "reward.files")}
+    forgotten = Forgotten.of(cfg.run.folder / FORGOTTEN).among(own)
     settings = {
         "optim": cfg.optim,
         "compute.precision": cfg.compute.precision,
@@ -64,6 +67,7 @@ def main(cfg: Config) -> dict[str, float]:
         "rankings": own,
         "adapt": cfg.adapt,
         "spikes": cfg.spikes,
+        **forgotten.setting,
     }
     if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
         make(cfg, "parent")
@@ -76,7 +80,8 @@ def main(cfg: Config) -> dict[str, float]:
         tokenizer = Tokenizer.load(chat)
         known = Domain.of(cfg.tasks).principles
         ranked, most = cfg.run.folder / "ranked", cfg.reward.max_bad_fraction
-        records, counts = read_all(own, ranked, known, stage.folder, "reward.max_bad_fraction", most)
+        records, counts = read_all(own, ranked, known, stage.folder, "reward.max_bad_fraction", most, forgotten)
+        by_place = {record["where"]: record for record in records}
         train, held = split(records, cfg.reward.held_out, cfg.run.seed)
         head = (TOTAL, *(telling(train, known) if cfg.reward.principles else ()))
         context = hugging_face.load_config(chat).context
@@ -93,7 +98,9 @@ def main(cfg: Config) -> dict[str, float]:
                 raise InputError(f"{source}: no two {name} answers to a query differ in rank; rank more queries")
             rows = pack(part, row_length, head, pad=tokenizer.pad)
             meta = {"tokenizer": tokenizer.digest}
-            write_rows(stage.folder / "rows" / name, rows, row_length=row_length, rows_per_shard=16384, meta=meta)
+            where = stage.folder / "rows" / name
+            write_rows(where, rows, row_length=row_length, rows_per_shard=16384, meta=meta)
+            write_names(where, [(one.where, by_place[one.where]["origin"]) for one in part])
         course = Course.of(stage.folder / "rows" / "train")
         fitted = in_steps(cfg.reward, len(opened(course.sets[0])), row_length)
         seen = Seen.of("reward", fitted, course, own=1, seed=cfg.run.seed)

@@ -26,6 +26,7 @@ from moe.tasks.instructions import samples
 from moe.tasks.task import Sample, Source
 from trainers.files import store
 from trainers.files.documents import fields
+from trainers.files.forgotten import FORGOTTEN, NOTHING, Forgotten
 from trainers.files.kinds import Form
 from trainers.files.readers import absolute, digest, expand, parse, read_sources, unchanged
 from trainers.files.rejects import REJECTS, rejects_in
@@ -70,20 +71,22 @@ def main(cfg: Config) -> dict[str, float]:
         domain.check(cfg.tasks, None)
     own = {file: digest(file) for file in expand(cfg.sft.files, "sft.files")}
     asked = {file: digest(file) for file in expand(cfg.tasks.queries, "tasks.queries")}
+    forgotten = Forgotten.of(cfg.run.folder / FORGOTTEN).among([*own, *asked])
     settings: dict[str, Any] = {
         "tasks": {**_decisive(cfg.tasks, domain), "queries": asked},
         "sft": {"files": own, "max_bad_fraction": cfg.sft.max_bad_fraction},
+        **forgotten.setting,
     }
     with open_stage(cfg, "tasks", reads=needs, settings=settings) as stage:
         if stage.done:
             return stage.metrics
         corpus = stage.input("corpus") if needs else stage.folder  # which has none of a corpus's files
-        own_samples, read = read_own(own, stage.folder, cfg.sft)
+        own_samples, read = read_own(own, stage.folder, cfg.sft, forgotten)
         source = Source(
             records=partial(store.records, corpus),
             documents=partial(store.documents, corpus),
             own=own_samples,
-            queries=[query for file in asked for query in read_queries(file, domain.fields)],
+            queries=[query for file in asked for query in read_queries(file, domain.fields, forgotten)],
             folder=stage.folder,
         )
         source = replace(source, given=given(source, cfg.tasks, cfg.run.seed))
@@ -98,19 +101,24 @@ def main(cfg: Config) -> dict[str, float]:
         return stage.finish({**read, **count(output, cfg.tasks)})
 
 
-def read_own(files: Iterable[str], folder: Path, cfg: Sft) -> tuple[list[Sample], dict[str, float]]:
+def read_own(
+    files: Iterable[str], folder: Path, cfg: Sft, forgotten: Forgotten = NOTHING
+) -> tuple[list[Sample], dict[str, float]]:
     """(samples, {"read", "rejected"}) of `sft.files`, the bad ones in rejects.jsonl; nothing where there are none."""
     files = list(files)
     if not files:
         return [], {}
     with rejects_in(folder, "sft.max_bad_fraction", cfg.max_bad_fraction) as rejects:
-        samples = [sample for file in files for sample in read_samples(file, rejects)]
+        samples = [sample for file in files for sample in read_samples(file, rejects, forgotten)]
     if not samples:
         raise InputError(f"sft.files={files}: none of the {rejects.read} records is a sample")
     # the same answer to the same question once, however often it was copied: sft.weights is there to repeat a task
     once: dict[str, Sample] = {}
     for one in samples:
-        once.setdefault(json.dumps([one.task, one.messages, one.muted, one.label]), one)
+        said = json.dumps([one.task, one.messages, one.muted, one.label])
+        held = once.setdefault(said, one)
+        if held is not one:
+            once[said] = replace(held, origin=(*held.origin, *one.origin))
     unique = list(once.values())
     copies = float(len(samples) - len(unique))
     return unique, {"read": float(rejects.read), "rejected": float(rejects.bad), "duplicates": copies}

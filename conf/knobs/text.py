@@ -112,15 +112,17 @@ class Tokens:
 
 @dataclass(kw_only=True)
 class Why:
-    """Which record of the corpus is asked about: one of the two."""
+    """Which record is asked about, by one of the first two; or which step of a stage."""
 
     record: str = ""  # file:line, as in data/poems.jsonl.gz:17; the end of the file's name is enough
     id: int = -1  # the number that a document has in the corpus's Parquet files
+    stage: str = ""  # base, chat, reward, rl, ...: which records a step of it saw
+    step: int = 1  # of that stage, as metrics.jsonl numbers them: the first is 1
 
 
 @dataclass(kw_only=True)
 class Forget:
-    """Which records of the corpus are to be forgotten, with all their copies."""
+    """Which records of the corpus, of sft.files, tasks.queries or rankings are to be forgotten, with their copies."""
 
     records: list[str] = field(default_factory=list)  # file:line each, as for why.record
     ids: list[int] = field(default_factory=list)  # the numbers that documents have in the corpus's Parquet files

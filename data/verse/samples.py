@@ -15,7 +15,7 @@ from conf.knobs.alignment import Tasks
 from data.verse.judge import COPIES
 from data.verse.phrases import DIALOGUE, PHRASES
 from data.verse.rules import FORMS, HAN, Copies, form_of, lines
-from moe.tasks.task import Sample, Source, hashed, query
+from moe.tasks.task import Sample, Source, hashed, of_corpus, query
 
 Option = TypeVar("Option")
 
@@ -188,7 +188,7 @@ def compose_queries(poems: Sequence[Poem], wanted: int, seed: int) -> list[Sampl
         phrase = _choose(PHRASES["compose"], seed, name).format(form=form, title=poem.title)
         message = {"role": "user", "content": phrase}
         fields = {"form": form, "title": poem.title}
-        made.append(Sample(id=name, task="compose", messages=[message], fields=fields))
+        made.append(Sample(id=name, task="compose", messages=[message], fields=fields, origin=of_corpus(poem.id)))
     return made
 
 
@@ -263,6 +263,7 @@ def _sample(task: str, poem: Poem, seed: int, build: Build) -> Sample:
         messages=[_turn("user", question), _turn("assistant", answer)],
         label=fields.get("label"),
         fields={field: value for field, value in fields.items() if field != "label"},
+        origin=of_corpus(poem.id),
     )
 
 

@@ -15,7 +15,7 @@ from conf.errors import InputError
 from conf.knobs.alignment import Tasks
 from moe.tasks import forms
 from moe.tasks.queries import answer_fields, task_name
-from moe.tasks.task import Message, Sample, Source, hashed, query
+from moe.tasks.task import Message, Sample, Source, hashed, of_corpus, query
 from moe.tasks.writing import spans, word_starts
 
 SPLITS = ("train", "val", "test")
@@ -92,11 +92,17 @@ def _of_corpus(source: Source, cfg: Tasks, seed: int) -> dict[str, list[Sample]]
     return {
         split: heapq.nsmallest(
             wanted[split],
-            (one for text in source.documents(split) for one in continuations(text)),
+            _continued(source, split),
             key=lambda one: (hashed(seed, "split", _question(one.messages[:-1])), one.messages[-1]["content"]),
         )
         for split in SPLITS
     }
+
+
+def _continued(source: Source, split: str) -> Iterator[Sample]:
+    """The continuations of each document, which say what record they are of."""
+    for (number, _), text in zip(source.records(split), source.documents(split), strict=True):
+        yield from (replace(one, origin=of_corpus(number)) for one in continuations(text))
 
 
 def _as_sample(number: int, record: Mapping[str, Any]) -> Sample:
@@ -108,7 +114,15 @@ def _as_sample(number: int, record: Mapping[str, Any]) -> Sample:
     label, fields = answer_fields(known, where, answer=told.messages[-1]["content"])
     task = task_name(record.get("task", INSTRUCT), where)
     name = f"record-{number}"
-    return Sample(id=name, task=task, messages=told.messages, muted=told.muted, label=label, fields=fields)
+    return Sample(
+        id=name,
+        task=task,
+        messages=told.messages,
+        muted=told.muted,
+        label=label,
+        fields=fields,
+        origin=of_corpus(number),
+    )
 
 
 def continuations(text: str) -> Iterator[Sample]:

@@ -28,8 +28,10 @@ from typing import Any
 
 PRINCIPLES = ("harmless", "helpful", "truthful", "fluent", "clear")
 
+CORPUS = "corpus:"  # what the origin of a sample begins with that was made of a record of the corpus
+
 Message = dict[str, str]  # role, content
-_OWN = ("id", "task", "messages", "label", "muted")  # of a line of a file, a sample's own fields
+_OWN = ("id", "task", "messages", "label", "muted", "origin")  # of a line of a file, a sample's own fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Sample:
     label: str | None = None  # the one right answer, or what a right answer names
     muted: tuple[int, ...] = ()  # the messages, by their place, whose answers are not learnt: they carry no loss
     fields: Mapping[str, Any] = field(default_factory=dict)  # reference(s), choices, checks, and the domain's own
+    origin: tuple[str, ...] = ()  # what it was made of: file:line of a user's own, or see `of_corpus`
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Sample":
@@ -54,6 +57,7 @@ class Sample:
             label=line.get("label"),
             muted=tuple(line.get("muted", ())),
             fields=own,
+            origin=tuple(line.get("origin", ())),
         )
 
     @property
@@ -61,12 +65,18 @@ class Sample:
         """As a line of a file."""
         more: dict[str, Any] = {} if self.label is None else {"label": self.label}
         more |= {"muted": list(self.muted)} if self.muted else {}
+        more |= {"origin": list(self.origin)} if self.origin else {}
         return {"id": self.id, "task": self.task, "messages": self.messages, **more, **self.fields}
 
     @property
     def prompt(self) -> str:
         """The last thing that the user says."""
         return next(turn["content"] for turn in reversed(self.messages) if turn["role"] == "user")
+
+
+def of_corpus(number: int) -> tuple[str, ...]:
+    """The origin of a sample that was made of one record of the corpus, by its number."""
+    return (f"{CORPUS}{number}",)
 
 
 def query(sample: Sample) -> Sample:
@@ -99,7 +109,9 @@ class Source:
     """What a domain may make its samples from."""
 
     records: Callable[[str], Iterator[tuple[int, dict[str, Any]]]]  # of a split of the corpus: (number, record)
-    documents: Callable[[str], Iterator[str]]  # of a split of the corpus: the text of each record
+    documents: Callable[
+        [str], Iterator[str]
+    ]  # of a split of the corpus: the text of each record, as `records` has them
     own: Sequence[Sample]  # of `sft.files`
     queries: Sequence[Sample]  # of `tasks.queries`
     folder: Path  # of the stage tasks

@@ -21,11 +21,11 @@ from moe.training.adapt import adapt
 from moe.training.objectives import Batch
 from tests.trainers.training import CFG, LENGTH, VOCABULARY, direct, documents, plan_for
 from trainers.loop.recipe import Plan
-from trainers.preferences import NO_SCORE, Ranking, preference
-from trainers.preferences import pack as pack_rankings
 from trainers.rows.feed import Feed
 from trainers.rows.mixture import Course, Phase
 from trainers.rows.packing import pack
+from trainers.rows.preferences import NO_SCORE, Ranking, preference
+from trainers.rows.preferences import pack as pack_rankings
 from trainers.rows.rows import write_rows
 
 META = {"tokenizer": "none"}

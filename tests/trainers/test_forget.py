@@ -20,8 +20,11 @@ from tests.trainers.clean.direct import collected
 from trainers import forget
 from trainers.clean.ledger import by_id, by_place, with_copies
 from trainers.files.forgotten import FORGOTTEN, Forgotten
+from trainers.rows.mixture import Course
 from trainers.rows.packing import Row
 from trainers.rows.rows import order, write_rows
+from trainers.rows.way import Way
+from trainers.trail.seen import Wanted, seen_by
 
 SECRET = "王小明住在长安街十号，电话是一三八零零零零零零零零，他说过的话不想留下来。"
 TEXTS = ["".join(chr(0x4E00 + (997 * n + 131 * k) % 5000) for k in range(30)) for n in range(20)]
@@ -64,7 +67,14 @@ def stages(cfg: Config) -> None:
     where: dict[str, Any] = {"row_length": 4, "rows_per_shard": 8, "meta": {"tokenizer": "t"}}
     made(cfg, "tokens", ["corpus"], {}, lambda folder: write_rows(folder / "train", rows, **where))
     settings = {"pretrain": asdict(Pretrain(steps=12, batch_rows=2)), "model": cfg.model}
-    made(cfg, "base", ["tokens"], settings, lambda folder: (folder / "model.safetensors").write_bytes(b"weights"))
+
+    def base(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        fit = Pretrain(steps=12, batch_rows=2)
+        Way(Course.of(cfg.run.folder / "tokens" / "train"), 0, fit).write(folder)
+        (folder / "metrics.jsonl").write_text('{"step": 12, "position": 24.0}\n')
+
+    made(cfg, "base", ["tokens"], settings, base)
 
 
 def texts_of(cfg: Config) -> list[str]:
@@ -87,9 +97,10 @@ def test_what_is_forgotten_is_gone_with_its_copies_and_stays_away(cfg: Config, m
     told = forget.main(words)
     assert sum(line.startswith("to be forgotten: ") for line in told) == 3
     assert "2 of them because they are copies of the others" in told
-    came = [n for n in range(12) if 5 in order(21, 0, 0, 24)[2 * n : 2 * n + 2]]
+    came = [n + 1 for n in range(12) if 5 in order(21, 0, 0, 24)[2 * n : 2 * n + 2]]
     steps = f"step{'s' * (len(came) > 1)} {', '.join(map(str, came))}"
-    assert f"seen by base: trained on in {steps}" in told and "seen by tokens: row 5 of tokens/train" in told
+    assert f"seen by base: trained on in {steps}; made from tokens" in told
+    assert "seen by tokens: row 5 of tokens/train" in told
     assert texts_of(cfg) == TEXTS
     # nowhere in the run but in what the other stages made
     assert [path for path in cfg.run.folder.iterdir() if "replaced" in path.name] == []
@@ -113,10 +124,12 @@ def test_other_runs_that_began_with_its_models_are_named(cfg: Config) -> None:
     other = replace(cfg, run=replace(cfg.run, name="other"))
     parent = {"parent": {"model": {"model.safetensors": weights}}}
     made(other, "chat", [], parent, lambda folder: (folder / "x").write_bytes(b"x"))
-    manifest = json.loads((cfg.run.folder / "corpus" / "manifest.json").read_text())
-    told = forget.seen_by(cfg.run.folder, manifest, list(by_id(cfg.run.folder / "corpus", 5)))
+    wanted = Wanted.of(cfg.run.folder, list(by_id(cfg.run.folder / "corpus", 5)))
+    told = seen_by(cfg.run.folder, wanted)
     assert told[-1] == f"seen by {other.run.folder / 'chat'}: it began with a model of this run"
-    assert forget.seen_by(cfg.run.folder, manifest, []) == ["no document of the corpus: nothing has seen them"]
+    assert seen_by(cfg.run.folder, Wanted.of(cfg.run.folder, [])) == [
+        "no document of the corpus: nothing has seen them"
+    ]
 
 
 def test_what_is_not_there_is_named(cfg: Config) -> None:
@@ -171,14 +184,14 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     ),
     (
         "the steps that have seen a document are named",
-        "trainers/forget.py",
-        'np.searchsorted(begins, came, "right") - 1',
-        'np.searchsorted(begins, came, "right")',
+        "trainers/rows/way.py",
+        "sorted({one + 1 for one in inside} - refused)",
+        "sorted({one for one in inside} - refused)",
         "test_what_is_forgotten_is_gone_with_its_copies_and_stays_away",
     ),
     (
         "runs that began with a model that saw it are named",
-        "trainers/forget.py",
+        "trainers/trail/seen.py",
         "weights & set(model.values())",
         "weights & set(model)",
         "test_other_runs_that_began_with_its_models_are_named",

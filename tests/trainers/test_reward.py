@@ -12,8 +12,8 @@ from moe.tasks.task import PRINCIPLES
 from moe.text.chat import prompt_ids
 from moe.text.tokenizer import Tokenizer
 from trainers.files.rankings import judged, read_rankings, split, telling
-from trainers.preferences import NO_SCORE
 from trainers.reward import rankings
+from trainers.rows.preferences import NO_SCORE
 
 ASKED = [{"role": "user", "content": "abc"}]
 HEAD = ("total", "helpful", "clear")

@@ -5,6 +5,8 @@ forgotten.
 """
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from conf.errors import InputError
 from trainers.files.documents import identity
 
+_PLACE = re.compile(r"(.+)(?::| row )(\d+)", re.DOTALL)  # as `trainers.files.readers.at` says it
 FORGOTTEN = "forgotten.jsonl"  # in the run's folder, and not in a stage's: it outlives the corpus
 
 
@@ -37,11 +40,34 @@ class Forgotten:
     def has(self, file: str, line: int) -> bool:
         return (file, line) in self.places
 
+    def names(self, where: str) -> bool:
+        """Whether "file:line" is among the places, for what has no corpus around it."""
+        return bool(self.places) and parted(where) in self.places
+
+    def among(self, files: Iterable[str]) -> "Forgotten":
+        """What of it lies in these files: whatever else is forgotten changes nothing that is made of them alone."""
+        own = set(files)
+        return Forgotten(frozenset(place for place in self.places if place[0] in own))
+
     def knows(self, text: str) -> bool:
         return bool(self.digests) and identity(text).hex() in self.digests
+
+    @property
+    def setting(self) -> dict[str, dict[str, str]]:
+        """What a stage's result hangs on besides, where there is something to forget."""
+        return {"forgotten": {"version": self.version}} if self.version else {}
 
     @property
     def version(self) -> str:
         """ "" for an empty list: then nothing is another."""
         both = [sorted(self.places), sorted(self.digests)]
         return sha256(json.dumps(both).encode()).hexdigest()[:16] if self.places else ""
+
+
+NOTHING = Forgotten()
+
+
+def parted(where: str) -> tuple[str, int]:
+    """(file, line) of "file:line"; what is no place has line 0."""
+    found = _PLACE.fullmatch(where)
+    return (found[1], int(found[2])) if found else (where, 0)

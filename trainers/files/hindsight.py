@@ -108,4 +108,5 @@ def _said(answer: Record) -> Message:
 
 def _sample(record: Record, task: str, messages: list[Message], *more: str) -> Sample:
     where = record["where"].rpartition("/")[2]  # the same on every machine
-    return Sample(id=" ".join([where, *more]), task=task, messages=messages)
+    origin = tuple(record.get("origin", ()))
+    return Sample(id=" ".join([where, *more]), task=task, messages=messages, origin=origin)

@@ -20,16 +20,24 @@ from conf.errors import InputError
 from moe.tasks.task import hashed
 from moe.text.chat import check
 from trainers.files.comparisons import comparison
+from trainers.files.forgotten import NOTHING, Forgotten
 from trainers.files.readers import unchanged
 from trainers.files.rejects import Rejects, made_of, rejects_in
 
-Record = dict[str, Any]  # what a line holds, and `where`: file:line
+Record = dict[str, Any]  # what a line holds, `where`: file:line, and `origin`: that, and what its query was made of
 LARGEST = 100_000  # score
 
 
-def read_rankings(path: str | Path, principles: Sequence[str], rejects: Rejects | None = None) -> list[Record]:
-    """The rankings of a file, under `principles`. Raises `InputError` "file:line: ..." at the first that is none,
-    unless `rejects` allows it."""
+def read_rankings(
+    path: str | Path,
+    principles: Sequence[str],
+    rejects: Rejects | None = None,
+    forgotten: Forgotten = NOTHING,
+    *,
+    ours: bool = False,
+) -> list[Record]:
+    """The rankings of a file that are not forgotten, under `principles`; what a file of `ours` says of its queries'
+    origin holds. Raises `InputError` "file:line: ..." at the first that is none, unless `rejects` allows it."""
 
     def made(record: dict[str, Any], _: int, where: str) -> Record:
         told = comparison(record, where)
@@ -42,20 +50,34 @@ def read_rankings(path: str | Path, principles: Sequence[str], rejects: Rejects 
             raise InputError(f"{where}: answers must be a list of two or more: one alone has no rank")
         for place, answer in enumerate(answers):
             _check_answer(answer, f"{where}: answers[{place}]", principles)
-        return {**told, "where": where}
+        return {**told, "where": where, "origin": [where, *(origin_of(record) if ours else [])]}
 
-    return list(made_of(path, made, rejects or Rejects("", 0.0)))
+    return list(made_of(path, made, rejects or Rejects("", 0.0), forgotten))
+
+
+def origin_of(record: Mapping[str, Any]) -> list[str]:
+    """What the query of a ranking was made of, as the stage that wrote it says."""
+    told = record.get("origin")
+    return [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
 
 
 def read_all(
-    own: Mapping[str, str], ranked: Path, principles: Sequence[str], folder: Path, knob: str, most: float
+    own: Mapping[str, str],
+    ranked: Path,
+    principles: Sequence[str],
+    folder: Path,
+    knob: str,
+    most: float,
+    forgotten: Forgotten = NOTHING,
 ) -> tuple[list[Record], dict[str, float]]:
     """(the rankings of a user's `own` files {file: digest}, else those of the stage `ranked`; {"read", "rejected"}).
     `knob` allows the share `most` of bad ones, which are set aside in `folder`. Raises `InputError` where more are bad,
     or a file was changed meanwhile."""
     files = list(own) or [str(ranked / "rankings.jsonl")]
     with rejects_in(folder, knob, most) as rejects:
-        records = [record for file in files for record in read_rankings(file, principles, rejects)]
+        records = [
+            record for file in files for record in read_rankings(file, principles, rejects, forgotten, ours=not own)
+        ]
     unchanged(own)
     return records, {"read": float(rejects.read), "rejected": float(rejects.bad)}
 

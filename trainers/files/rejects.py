@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from conf.errors import InputError
+from trainers.files.forgotten import NOTHING, Forgotten
 from trainers.files.readers import at, parse, place, read_sources
 from trainers.files.streams import BadRecord, LeftOut
 
@@ -59,9 +60,14 @@ def rejects_in(folder: Path, knob: str, most: float) -> Iterator[Rejects]:
         rejects.check()
 
 
-def made_of(path: str | Path, make: Callable[[dict[str, Any], int, str], Made], rejects: Rejects) -> Iterator[Made]:
-    """What `make(record, line, "file:line")` makes of each record of a file; those that it refuses by `InputError`,
-    and those that are no records, are set aside."""
+def made_of(
+    path: str | Path,
+    make: Callable[[dict[str, Any], int, str], Made],
+    rejects: Rejects,
+    forgotten: Forgotten = NOTHING,
+) -> Iterator[Made]:
+    """What `make(record, line, "file:line")` makes of each record of a file that is not forgotten; those that it
+    refuses by `InputError`, and those that are no records, are set aside."""
     sources = read_sources(path)
     while True:
         try:
@@ -70,8 +76,10 @@ def made_of(path: str | Path, make: Callable[[dict[str, Any], int, str], Made], 
             return rejects.unreadable(path, error)
         if source is None:
             return None
-        rejects.read += 1
         where = at(path, source.line)
+        if forgotten.names(where):
+            continue
+        rejects.read += 1
         try:
             if source.reason:
                 raise BadRecord(source.reason)

@@ -2,6 +2,7 @@
 published in (see `moe.tasks.forms`)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from conf.errors import InputError
 from moe.tasks import forms
 from moe.tasks.queries import answer_fields, read_query
 from moe.tasks.task import Sample
+from trainers.files.forgotten import NOTHING, Forgotten
 from trainers.files.readers import at, read_records, task, title
 from trainers.files.rejects import Rejects, made_of
 
 
-def read_samples(path: str | Path, rejects: Rejects | None = None) -> list[Sample]:
-    """The samples of a file or a dataset, with the fields that they have besides.
+def read_samples(path: str | Path, rejects: Rejects | None = None, forgotten: Forgotten = NOTHING) -> list[Sample]:
+    """The samples of a file or a dataset, with the fields that they have besides; what is forgotten is not looked at.
 
     Raises `InputError` "file:line: ..." at the first that is no sample, unless `rejects` allows it.
     """
@@ -41,25 +43,36 @@ def read_samples(path: str | Path, rejects: Rejects | None = None) -> list[Sampl
         fields = {field: value for field, value in record.items() if field not in _OWN and field not in told.fields}
         if rejects:  # what it says of its answer is used later, and too late to be set aside
             answer_fields({**fields, "label": label}, where, answer=told.messages[-1]["content"])
-        return Sample(id=name, task=of, messages=told.messages, muted=told.muted, label=label, fields=fields)
+        return Sample(
+            id=name,
+            task=of,
+            messages=told.messages,
+            muted=told.muted,
+            label=label,
+            fields=fields,
+            origin=(where,),
+        )
 
-    samples = list(made_of(path, made, rejects or Rejects("", 0.0)))
+    samples = list(made_of(path, made, rejects or Rejects("", 0.0), forgotten))
     if not samples and not rejects:
         raise InputError(f"{path}: holds no sample")
     return samples
 
 
-_OWN = ("id", "task", "messages", "muted", "label", "instruction", "input", "output")
+_OWN = ("id", "task", "messages", "muted", "label", "instruction", "input", "output", "origin")
 
 
-def read_queries(path: str | Path, fields: Sequence[str] = ()) -> list[Sample]:
+def read_queries(path: str | Path, fields: Sequence[str] = (), forgotten: Forgotten = NOTHING) -> list[Sample]:
     """The queries of a file or a dataset, which may have the domain's own `fields`. Raises `InputError` "file:line:
-    ..." at the first line that is none."""
+    ..." at the first line that is none; what is forgotten is not looked at."""
     of_file, file = task(path), title(path)
-    queries = [
-        read_query({"id": f"{file}-{number}", "task": of_file, **record}, at(path, number), known=fields)
-        for number, record in read_records(path)
-    ]
+    queries = []
+    for number, record in read_records(path):
+        record.pop("origin", None)  # of another run's file
+        where = at(path, number)
+        if not forgotten.names(where):
+            made = read_query({"id": f"{file}-{number}", "task": of_file, **record}, where, known=fields)
+            queries.append(replace(made, origin=(where,)))
     if not queries:
         raise InputError(f"{path}: holds no query")
     return queries

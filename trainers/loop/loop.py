@@ -49,6 +49,7 @@ def fit(plan: Plan) -> Decoder:
     shape = plan.check()
     plan = replace(plan.settled(), weights=float(sum(p.numel() * p.itemsize for p in shape.parameters())))
     print(cost.told(plan, shape))
+    plan.write_way()
     train(plan, work)
     return result(plan)
 

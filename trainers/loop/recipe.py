@@ -25,6 +25,7 @@ from moe.training.parallel import check_parallel
 from trainers.loop.retention import Retention
 from trainers.rows.feed import rows_before, step_rows
 from trainers.rows.mixture import Course
+from trainers.rows.way import Way
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,10 @@ class Plan:
         chosen, gain = fastest(model.cfg, model.vocab_size, self.course.row_length, self.compute, device)
         print(f"{self.stage}: compute.precision=auto is {chosen.value}" + f" (bf16 {gain:.2f}x fp32)" * (gain > 0))
         return chosen
+
+    def write_way(self) -> None:
+        """Write down which rows come when, for whoever asks later (see `trainers.rows.way`)."""
+        Way(self.course, self.seed, self.fit).write(self.folder)
 
     def about(self, places: np.ndarray) -> list[dict[str, object]]:
         """Of each row at these places [n, 2] of the course: where it lies, its documents, the beginning of its text."""

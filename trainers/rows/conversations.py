@@ -9,6 +9,7 @@ from conf.knobs.training import TooLong, Tune
 from moe.tasks.task import Sample
 from moe.text.chat import naming, sample_ids
 from moe.text.tokenizer import Tokenizer
+from trainers.rows.names import write_names
 from trainers.rows.packing import Piece, pack
 from trainers.rows.rows import write_rows
 
@@ -79,10 +80,11 @@ def fitting(
 
 
 def write(path: Path, samples: Sequence[Sample], tokenizer: Tokenizer, cfg: Tune, stage: str) -> Path:
-    """Pack the samples into rows under `path`."""
+    """Pack the samples into rows under `path`, their ids beside them."""
     rows = pack(pieces(samples, tokenizer, cfg, stage), cfg.row_length, pad=tokenizer.pad)
     meta = {"tokenizer": tokenizer.digest, "samples": len(samples)}
     write_rows(path, rows, row_length=cfg.row_length, rows_per_shard=16384, meta=meta)
+    write_names(path, [(sample.id, sample.origin) for sample in samples])
     return path
 
 

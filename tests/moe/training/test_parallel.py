@@ -38,8 +38,8 @@ from moe.training.parallel import across, check_parallel, own_rank, parallelise,
 from moe.training.step import all_sum
 from tests.trainers.training import take_step
 from trainers.loop.loop import held_out_sums
-from trainers.preferences import NO_SCORE, preference
 from trainers.rows.packing import Row
+from trainers.rows.preferences import NO_SCORE, preference
 from trainers.rows.rows import Rows, write_rows
 
 CFG = Model(hidden_size=16, layers=2, heads=2, kv_heads=1, head_dim=8, experts=4, expert_size=24, context=32)

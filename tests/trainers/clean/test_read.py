@@ -9,7 +9,7 @@ from conf.knobs.text import Corpus
 from conf.schema import Config
 from tests.trainers.clean.direct import collected
 from trainers.clean.ledger import by_place
-from trainers.clean.why import lines
+from trainers.why import lines
 
 POEM = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。"
 DUMP = f"""<mediawiki>

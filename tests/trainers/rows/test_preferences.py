@@ -26,8 +26,8 @@ from moe.text.defaults import Defaults
 from moe.training.objectives import Batch
 from moe.training.optimizer import new_optimizer, set_learning_rate
 from trainers.closing import of_reward
-from trainers.preferences import NO_SCORE, SCALE, Judged, Ranking, calibration, in_lists, judge, pack, preference
 from trainers.rows.packing import Row
+from trainers.rows.preferences import NO_SCORE, SCALE, Judged, Ranking, calibration, in_lists, judge, pack, preference
 from trainers.rows.rows import write_rows
 
 CFG = Model(hidden_size=32, layers=2, heads=2, kv_heads=1, head_dim=16, experts=4, expert_size=32, context=32)
@@ -213,14 +213,14 @@ def test_a_principle_learns_what_the_total_does_not(tmp_path: Path, kind: Reward
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "answers to two queries are not compared",
-        "trainers/preferences.py",
+        "trainers/rows/preferences.py",
         'owner = at // length * length + batch["query"].flatten()[at]',
         "owner = at // length * length",
         None,
     ),
     (
         "each score learns its own principle",
-        "trainers/preferences.py",
+        "trainers/rows/preferences.py",
         "Judged.of(batch, name, scores[:, number])",
         "Judged.of(batch, name, scores[:, -1 - number])",
         None,
