@@ -68,7 +68,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "sft.curriculum": {_DECIDES: "stages revisit pace"},
     "rank": {
         _DECIDES: "prompts answers temperatures max_new_tokens principles margin judges weights",
-        _FREE: "actors timeout labelled feedback",  # not on how many answer at once; on what people said, not on where
+        _FREE: "actors timeout restarts labelled feedback",  # on what people said, not on where
     },
     "judge": {
         _DECIDES: "url model folder compare votes temperature max_new_tokens retries",
@@ -110,7 +110,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "promote": {_FREE: "model share votes confidence tolerance stop"},
     "cluster": {
         _ROUNDS: "workers threads gpus_per_worker deterministic slots shard expert_parallel",
-        _FREE: "cpus_per_worker wait gpus object_store_mb worker_logs temp_dir",
+        _FREE: "cpus_per_worker wait start_timeout gpus object_store_mb worker_logs temp_dir",
     },
     "sweep": {_FREE: "concurrent stop grace"},
     "tracker": {_FREE: "kind project entity mode samples rows heat_every upload timeout finish_timeout"},

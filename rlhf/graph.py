@@ -22,6 +22,7 @@ from rlhf.actors.reward import Reward
 from rlhf.actors.rollout import Rollout
 from rlhf.messages import Assessed, Batch, Request, Response, Scored
 from rlhf.rewards import Earned, Judged, Running, Scale
+from rlhf.rollouts import other_keys
 from rlhf.supervisor import Ask, Post, Supervisor
 
 
@@ -35,13 +36,16 @@ class Graph:
         scored: bool,
         timeout: float,
         restarts: int,
+        start_timeout: float,
         origin: Mapping[str, str],
         placement: Placement | None = None,
         led: Mapping[str, Ask] | None = None,
     ) -> None:
         """`scored`: whether the reward actor has a reward model; `origin`: the stages whose models policy and critic
         begin as; `led`: what makes an actor the first of several."""
-        self.supervisor = Supervisor(posts, timeout=timeout, restarts=restarts, fresh=self._fresh)
+        self.supervisor = Supervisor(
+            posts, timeout=timeout, restarts=restarts, start_timeout=start_timeout, fresh=self._fresh
+        )
         self.scored, self.origin = scored, dict(origin)
         self.rollouts = [name for name in posts if name.startswith("rollout ")]
         self._placement, self._led = placement, led or {}
@@ -64,7 +68,7 @@ class Graph:
         count = len(self.rollouts)
         shares = {name: list(requests[first::count]) for first, name in enumerate(self.rollouts)}
         asks = [
-            Ask(name, "generate", (share, sampling), unfit=partial(_other_keys, share))
+            Ask(name, "generate", (share, sampling), unfit=partial(other_keys, share))
             for name, share in shares.items()
             if share
         ]
@@ -205,6 +209,7 @@ def start(
         scored=reward is not None,
         timeout=cfg.ppo.timeout,
         restarts=cfg.ppo.restarts,
+        start_timeout=cfg.cluster.start_timeout,
         origin={"policy": chat.name, "critic": (reward or chat).name if critic else ""},
         placement=placement,
         led=led,
@@ -214,11 +219,6 @@ def start(
 def _scores(batch: Batch, given: Any) -> Ask:
     """The reward model's scores of a batch, which is `given` as it is or as a reference."""
     return Ask("reward", "score", (given,), unfit=partial(_no_scores, len(batch.tokens)))
-
-
-def _other_keys(asked: Sequence[Request], made: Sequence[Response]) -> str:
-    same = [response.key for response in made] == [request.key for request in asked]
-    return "" if same else "its answers are to other requests"
 
 
 def _no_scores(count: int, scored: Scored) -> str:

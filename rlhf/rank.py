@@ -6,6 +6,9 @@ early(__name__)
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,18 @@ from moe.generation.engine import Sampling
 from moe.tasks.domain import Domain
 from moe.tasks.measure import read_task_file
 from moe.text.tokenizer import Tokenizer
-from rlhf.actors.calls import pooled
 from rlhf.actors.rollout import Rollout
 from rlhf.judges import ai, feedback, rules
 from rlhf.judges.agreement import agreement
 from rlhf.judges.feedback import Told
 from rlhf.judges.opinions import Asked, Opinion, placed, together
 from rlhf.judges.people import EXACT, People
-from rlhf.messages import Response
-from rlhf.rollouts import Query, fitting, ranked
+from rlhf.messages import Request, Response
+from rlhf.rollouts import Query, fitting, other_keys, ranked
+from rlhf.supervisor import Post, Supervisor
 
 TOGETHER = 128  # requests of one call
-_BESIDE = ("feedback", "labelled")  # knobs that no result hangs on
+_BESIDE = ("feedback", "labelled", "restarts")  # knobs that no result hangs on
 
 
 def reads(cfg: Config, there: Collection[str]) -> list[str]:
@@ -178,7 +181,8 @@ def decisive(cfg: Config, principles: Sequence[str], people: Told | None = None)
 def answered(
     queries: Sequence[Query], tokenizer: Tokenizer, chat: Path, cfg: Config
 ) -> dict[str, list[dict[str, Any]]]:
-    """{query: [{"text", "finished"}]} of the chat model's answers, made by `rank.actors` rollout actors."""
+    """{query: [{"text", "finished"}]} of the chat model's answers, made by `rank.actors` rollout actors. One that dies,
+    hangs or fails is started again, and asked again for what it still owes: the same keys give the same answers."""
     threads = cfg.cluster.threads or 1
     less = "rank.actors, cluster.cpus_per_worker or cluster.gpus_per_worker"
     check_room(cfg.cluster, [bundle(cfg.cluster)] * cfg.rank.actors, "stage ranked", less=less)
@@ -188,25 +192,28 @@ def answered(
         max_restarts=0,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     )
-    actors = {
-        f"rollout {number}": remote.remote(chat, threads, "ours", cfg.cluster.device)
-        for number in range(cfg.rank.actors)
-    }
+    made = Post(partial(remote.remote, chat, threads, "ours", cfg.cluster.device), state=False)
+    posts = {f"rollout {number}": replace(made) for number in range(cfg.rank.actors)}
+    supervisor = Supervisor(
+        posts,
+        timeout=cfg.rank.timeout,
+        restarts=cfg.rank.restarts,
+        start_timeout=cfg.cluster.start_timeout,
+        section="rank",
+    )
     jobs = [
         (requests[at : at + TOGETHER], Sampling(cfg.rank.max_new_tokens, temperature=temperature))
         for temperature, requests in ranked(queries, cfg.rank, cfg.run.seed).items()
         for at in range(0, len(requests), TOGETHER)
     ]
     found: dict[str, dict[int, Response]] = {query.sample.id: {} for query in queries}
-    try:
-        with counter("ranked", len(queries) * cfg.rank.answers) as progress:
-            for responses in pooled(actors, "generate", jobs, cfg.rank.timeout, knob="rank.timeout"):
-                for response in responses:
-                    found[response.key.query][response.key.sample] = response
-                progress.advance(len(responses))
-    finally:
-        for actor in actors.values():
-            ray.kill(actor)
+    with closing(supervisor), counter("ranked", len(queries) * cfg.rank.answers) as progress:
+        supervisor.start()
+        for responses in supervisor.share(posts, "generate", jobs, _unfit):
+            for response in responses:
+                found[response.key.query][response.key.sample] = response
+            supervisor.progressed()
+            progress.advance(len(responses))
     return {
         query: [
             {"text": tokenizer.decode(by_number[number].answer), "finished": by_number[number].finished}
@@ -214,6 +221,10 @@ def answered(
         ]
         for query, by_number in found.items()
     }
+
+
+def _unfit(requests: Sequence[Request], sampling: Sampling, made: Sequence[Response]) -> str:
+    return other_keys(requests, made)
 
 
 def ranking(asked: Asked, opinions: Mapping[str, Opinion], cfg: Rank) -> dict[str, Any]:

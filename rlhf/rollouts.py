@@ -10,7 +10,7 @@ from conf.knobs.reinforcement import Ppo
 from moe.tasks.task import Sample
 from moe.text.chat import naming, prompt_ids
 from moe.text.tokenizer import Tokenizer
-from rlhf.messages import Key, Request
+from rlhf.messages import Key, Request, Response
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,9 @@ def ranked(queries: Sequence[Query], cfg: Rank, seed: int) -> dict[float, list[R
             request = Request(key, query.prompt, key.seed(seed))
             found[cfg.temperatures[number % len(cfg.temperatures)]].append(request)
     return found
+
+
+def other_keys(asked: Sequence[Request], made: Sequence[Response]) -> str:
+    """Why the answers cannot be those to the requests; "" where they can."""
+    same = [response.key for response in made] == [request.key for request in asked]
+    return "" if same else "its answers are to other requests"

@@ -5,24 +5,19 @@ state of one that has some (learner, critic) is gone: `Lost` is raised, and `sur
 goes on from the newest checkpoint.
 """
 
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import psutil
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from rlhf.actors.calls import ActorFailed, RankLost, reason, refused
-
-START_WITHIN = 600.0  # seconds for an actor to be there, whatever a call may take later
-_GRACE = 3.0  # seconds for an actor to end by itself
-_LINES, _WIDTH = 3, 200  # of an actor's log, in a message
+from rlhf.actors.place import Place, kill, last_lines, whereabouts
 
 
 class Lost(ActorFailed):
@@ -55,16 +50,6 @@ class Ask:
         return method.remote(*self.args), None
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where an actor runs."""
-
-    node: str
-    process: int
-    born: float  # of the process: its number may be another's later
-    logs: tuple[str, ...]
-
-
 @dataclass
 class Post:
     """A role in the graph, and the actor that has it."""
@@ -72,7 +57,7 @@ class Post:
     make: Callable[[], ActorHandle]
     state: bool  # whether the actor has state that cannot be given to another
     handle: ActorHandle | None = None
-    place: _Place | None = None
+    place: Place | None = None
     restarts: int = 0  # since the last iteration that was new
     gone: str = ""  # why the actor with its state is gone
 
@@ -99,8 +84,9 @@ class _Failed(Exception):
 class Supervisor:
     """Of the actors in `posts`, by name.
 
-    A call has `timeout` seconds. An actor may be started again `restarts` times until `progressed` is called; `fresh`
-    gives the calls that bring a new actor without state to where the one before it was.
+    An actor has `start_timeout` seconds to be there, and a call `timeout`. One may be started again `restarts` times
+    until `progressed` is called; `section` has these two knobs. `fresh` gives the calls that bring a new actor without
+    state to where the one before it was.
     """
 
     def __init__(
@@ -109,9 +95,12 @@ class Supervisor:
         *,
         timeout: float,
         restarts: int,
+        start_timeout: float = 600.0,
+        section: str = "ppo",
         fresh: Callable[[str], Sequence[Ask]] = lambda _: (),
     ) -> None:
         self.posts, self.timeout, self.restarts, self._fresh = dict(posts), timeout, restarts, fresh
+        self.start_timeout, self.section = start_timeout, section
 
     def start(self) -> None:
         """Start every actor. Raises `InputError` for what a constructor refuses."""
@@ -129,30 +118,28 @@ class Supervisor:
         """
         results: dict[int, Any] = {}
         pending: dict[Any, _Open] = {}
-
-        def issue(number: int) -> None:
-            one = asks[number]
-            handle = self._there(one.actor)
-            said, rest = one.to(handle)
-            pending[said] = _Open(number, one, handle, rest, time.monotonic())
-
-        for number in range(len(asks)):
-            issue(number)
+        for number, one in enumerate(asks):
+            self._issue(pending, number, one)
         while pending:
-            until = min(call.since for call in pending.values()) + self.timeout
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, until - time.monotonic()))
-            said = ready[0] if ready else min(pending, key=lambda ref: pending[ref].since)
-            call = pending.pop(said)
-            try:
-                if not ready:
-                    raise _Failed(f"no answer within ppo.timeout={self.timeout:g} seconds")
-                results[call.number] = self._result(call.ask, said, call.rest)
-            except _Failed as failed:
-                waited = f" after {time.monotonic() - call.since:.1f} seconds" if ready else ""
-                failed.why = f"{call.ask.actor}.{call.ask.method}: {failed.why}{waited}"
-                self._replace(call, failed)
-                issue(call.number)
+            call, found = self._next(pending)
+            results[call.number] = found
         return [results[number] for number in range(len(asks))]
+
+    def share(
+        self, names: Iterable[str], method: str, jobs: Iterable[tuple[Any, ...]], unfit: Callable[..., str]
+    ) -> Iterator[Any]:
+        """The results of `method(*job)`, each from whichever of the actors is free, as they come; `unfit(*job, found)`
+        says why one cannot be. A job whose actor fails is done by the one that takes its place. Raises as `ask`."""
+        waiting, free = iter(jobs), list(names)
+        pending: dict[Any, _Open] = {}
+        while True:
+            while free and (job := next(waiting, None)) is not None:
+                self._issue(pending, 0, Ask(free.pop(), method, job, partial(unfit, *job)))
+            if not pending:
+                return
+            call, found = self._next(pending)
+            free.append(call.ask.actor)
+            yield found
 
     def mend(self) -> None:
         """Start the actors again whose state is gone; they are as they were made."""
@@ -178,6 +165,28 @@ class Supervisor:
                 ray.kill(post.handle)
         for post in self.posts.values():
             self._end(post)
+
+    def _issue(self, pending: dict[Any, _Open], number: int, ask: Ask) -> None:
+        handle = self._there(ask.actor)
+        said, rest = ask.to(handle)
+        pending[said] = _Open(number, ask, handle, rest, time.monotonic())
+
+    def _next(self, pending: dict[Any, _Open]) -> tuple[_Open, Any]:
+        """One of the pending calls, which is answered then, and its result."""
+        while True:
+            until = min(call.since for call in pending.values()) + self.timeout
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=max(0.0, until - time.monotonic()))
+            said = ready[0] if ready else min(pending, key=lambda ref: pending[ref].since)
+            call = pending.pop(said)
+            try:
+                if not ready:
+                    raise _Failed(f"no answer within {self.section}.timeout={self.timeout:g} seconds")
+                return call, self._result(call.ask, said, call.rest)
+            except _Failed as failed:
+                waited = f" after {time.monotonic() - call.since:.1f} seconds" if ready else ""
+                failed.why = f"{call.ask.actor}.{call.ask.method}: {failed.why}{waited}"
+                self._replace(call, failed)
+                self._issue(pending, call.number, call.ask)
 
     def _there(self, name: str) -> ActorHandle:
         post = self.posts[name]
@@ -207,40 +216,39 @@ class Supervisor:
             if isinstance(failed.error, RayTaskError) and not rank_lost:  # what it raised once it would raise again
                 raise failed.error
             if post.handle is call.handle:
-                post.gone = f"{failed.why}; {_last_lines(post.place)}"
+                post.gone = f"{failed.why}; {last_lines(post.place)}"
                 self._end(post)
             raise Lost(post.gone or failed.why) from failed.error
         if post.handle is call.handle:  # else another of its calls has seen to it
-            self._again(call.ask.actor, failed, told=f"{failed.why}; {_last_lines(post.place)}")
+            self._again(call.ask.actor, failed, told=f"{failed.why}; {last_lines(post.place)}")
 
     def _again(self, name: str, failed: _Failed, told: str) -> None:
         """Another actor for one that failed. Raises what it failed with where that happened too often."""
         post = self.posts[name]
         while True:
             self._end(post)
+            knob = f"{self.section}.restarts={self.restarts}"
             if post.restarts >= self.restarts:
                 theirs = refused(failed.error) if failed.error else None
-                raise theirs or ActorFailed(f"{told}; ppo.restarts={self.restarts} does not allow another") from (
-                    failed.error
-                )
+                raise theirs or ActorFailed(f"{told}; {knob} does not allow another") from failed.error
             post.restarts += 1
-            count = f"{post.restarts} of ppo.restarts={self.restarts}"
+            count = f"{post.restarts} of {knob}"
             print(f"{told}; it is started again ({count})", file=sys.stderr, flush=True)
             try:
                 self._make([name])
-                self._settle(name, time.monotonic() + START_WITHIN)
+                self._settle(name, time.monotonic() + self.start_timeout)
                 return
             except _Failed as another:
-                failed, told = another, f"{another.why}; {_last_lines(post.place)}"
+                failed, told = another, f"{another.why}; {last_lines(post.place)}"
 
     def _start(self, names: Sequence[str]) -> None:
         self._make(names)
-        until = time.monotonic() + START_WITHIN
+        until = time.monotonic() + self.start_timeout
         for name in names:
             try:
                 self._settle(name, until)
             except _Failed as failed:
-                self._again(name, failed, told=f"{failed.why}; {_last_lines(self.posts[name].place)}")
+                self._again(name, failed, told=f"{failed.why}; {last_lines(self.posts[name].place)}")
 
     def _make(self, names: Sequence[str]) -> None:
         for name in names:
@@ -250,13 +258,15 @@ class Supervisor:
         """Wait for a new actor, and bring it to where the one before it was."""
         post = self.posts[name]
         assert post.handle is not None
-        first = Ask(name, "__ray_call__", (_whereabouts,))
+        first = Ask(name, "__ray_call__", (whereabouts,))
         for ask in [first, *self._fresh(name)]:
-            within = until - time.monotonic() if ask is first or ask.starts else self.timeout
+            start = ask is first or ask.starts
+            within = until - time.monotonic() if start else self.timeout
             title = f"{name}.start" if ask is first else f"{name}.{ask.method}"
+            knob = f"cluster.start_timeout={self.start_timeout:g}" if start else f"{self.section}.timeout={within:g}"
             said, rest = ask.to(post.handle)
             if not ray.wait([said], timeout=max(0.0, within))[0]:
-                raise _Failed(f"{title}: no answer within {within:.0f} seconds")
+                raise _Failed(f"{title}: no answer within {knob} seconds")
             try:
                 found = self._result(ask, said, rest)
             except _Failed as failed:
@@ -272,7 +282,7 @@ class Supervisor:
         if post.handle is not None:
             ray.kill(post.handle)
             if post.place is not None and post.place.node == ray.get_runtime_context().get_node_id():
-                _kill(post.place)
+                kill(post.place)
         post.handle = None
 
 
@@ -287,42 +297,3 @@ def surviving(work: Callable[[], None], *, ended: Callable[[], bool] = lambda: F
                 return
         except ActorFailed as failed:
             raise ActorFailed(f"{failed}; the same command continues from the newest checkpoint") from failed
-
-
-def _whereabouts(actor: Any) -> _Place:
-    """Called inside the actor."""
-    logs = []
-    for stream in (1, 2):
-        try:
-            logs.append(os.readlink(f"/proc/self/fd/{stream}"))
-        except OSError:  # a system without /proc
-            continue
-    node = ray.get_runtime_context().get_node_id()
-    return _Place(node, os.getpid(), psutil.Process().create_time(), tuple(logs))
-
-
-def _last_lines(place: _Place | None) -> str:
-    """What the actor logged last, or where its log lies when that is another machine."""
-    if place is None or not place.logs:
-        return "no log of it"
-    lines: list[str] = []
-    for path in place.logs:
-        try:
-            text = Path(path).read_text("utf-8", errors="replace")
-        except OSError:
-            return f"its log is {path} on its node"
-        lines += [line.strip()[:_WIDTH] for line in text.splitlines() if line.strip() and not line.startswith(":")]
-    return f"its last log lines: {' | '.join(lines[-_LINES:])}" if lines else "it has logged nothing"
-
-
-def _kill(place: _Place) -> None:
-    """Ray asks an actor to end, which one that is stopped does not hear. Others get the time to do so: a sudden death
-    Ray reports to the user, as a fault."""
-    try:
-        process = psutil.Process(place.process)
-        if process.create_time() == place.born:
-            process.wait(_GRACE)
-    except psutil.TimeoutExpired:
-        process.kill()
-    except psutil.NoSuchProcess:
-        pass

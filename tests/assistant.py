@@ -14,7 +14,7 @@ from typing import Any
 from moe.tasks.task import hashed
 
 FOLDER = Path(__file__).parents[1] / "data" / "assistant"
-ASKED = 0.4  # share of the topics that queries are about
+ASKED = 0.42  # share of the topics that queries are about
 
 Line = dict[str, Any]
 

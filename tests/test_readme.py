@@ -58,6 +58,7 @@ FEW_STEPS = "pretrain.steps=2 pretrain.batch_rows=2 pretrain.eval_every=2 sft.st
 FEW_ITERATIONS = "ppo.iterations=1 ppo.prompts=4 ppo.samples=2 ppo.keep=2 ppo.minibatches=2 ppo.epochs=1"
 TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the longest that fits counts
     "make demo": Installs("whole_run is the same at test size"),
+    "make demo-assistant": Elsewhere("tests/test_assistant.py::test_the_preset_goes_the_whole_way_at_a_small_size"),
     "make serve": Installs("tests/serving/test_serve.py runs the command"),
     "make test": Installs("these are the tests"),
     "make setup": Installs("the environment of the tests"),

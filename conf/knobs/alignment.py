@@ -89,9 +89,12 @@ class Rank:
     feedback: str = ""  # the file of what people said; empty: the run's own, feedback.sqlite3
     actors: int = 2
     timeout: float = 600.0  # seconds; deadline of one remote call
+    restarts: int = 2  # times that an actor which dies, hangs or fails is started again, between two that answer
 
     def __post_init__(self) -> None:
         positive("rank", self, "prompts", "max_new_tokens", "actors", "timeout")
+        if self.restarts < 0:
+            raise InputError(f"rank.restarts={self.restarts} must not be negative")
         share("rank", self, "labelled")
         if self.answers < 2:
             raise InputError(f"rank.answers={self.answers} must be at least 2: one answer has no rank")

@@ -40,7 +40,7 @@ class KlIn(Enum):
 
 
 @dataclass(kw_only=True)
-class Place:
+class Seat:
     """What a process of a role in the PPO graph asks the cluster for."""
 
     cpus: float = 0.0  # logical CPUs that each asks Ray for; 0: cluster.cpus_per_worker
@@ -52,7 +52,7 @@ class Place:
 
 
 @dataclass(kw_only=True)
-class Places(Place):
+class Seats(Seat):
     count: int = 1  # processes; those of learner or critic share each update, as cluster.shard, ... say
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Places(Place):
 
 
 @dataclass(kw_only=True)
-class Rollouts(Places):
+class Rollouts(Seats):
     count: int = 2  # processes that answer, each by itself
 
 
@@ -70,10 +70,10 @@ class Actors:
     """The roles of the PPO graph: how many processes each has, and where they run."""
 
     rollout: Rollouts = field(default_factory=Rollouts)
-    reward: Place = field(default_factory=Place)
-    reference: Place = field(default_factory=Place)
-    learner: Places = field(default_factory=Places)
-    critic: Places = field(default_factory=Places)
+    reward: Seat = field(default_factory=Seat)
+    reference: Seat = field(default_factory=Seat)
+    learner: Seats = field(default_factory=Seats)
+    critic: Seats = field(default_factory=Seats)
 
 
 @dataclass(kw_only=True)

@@ -142,6 +142,7 @@ class Cluster:
     threads: int = 0  # torch threads of a worker; 0: the machine's cores / workers, and cores - 1 where it serves
     cpus_per_worker: float = 0.5  # logical CPUs that a worker or actor asks Ray for
     gpus_per_worker: float = 0.0
+    start_timeout: float = 600.0  # seconds for an actor of ranked or rl to be there, its model loaded
     wait: float = 0.0  # seconds to wait for nodes where the cluster has too few; 0: such a stage ends at once
     deterministic: bool = False  # bitwise the same result for any number of workers that divides `slots`
     slots: int = 4  # parts of a batch, a power of two, whose gradients are added in one fixed order
@@ -158,7 +159,7 @@ class Cluster:
         return "cuda" if self.gpus_per_worker else "cpu"
 
     def __post_init__(self) -> None:
-        positive("cluster", self, "workers", "cpus_per_worker", "object_store_mb")
+        positive("cluster", self, "workers", "cpus_per_worker", "object_store_mb", "start_timeout")
         for knob in ("threads", "wait"):
             if (value := getattr(self, knob)) < 0:
                 raise InputError(f"cluster.{knob}={value:g} must not be negative")

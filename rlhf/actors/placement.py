@@ -9,7 +9,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.room import Bundle, check_room
 from conf.errors import InputError
-from conf.knobs.reinforcement import Place, Places, Ppo
+from conf.knobs.reinforcement import Seat, Seats, Ppo
 from conf.knobs.running import Cluster
 from conf.schema import Config
 
@@ -64,7 +64,7 @@ def place(cfg: Config, roles: Sequence[str]) -> Placement:
 
 def count(cfg: Ppo, role: str) -> int:
     asked = getattr(cfg.actors, role)
-    return asked.count if isinstance(asked, Places) else 1
+    return asked.count if isinstance(asked, Seats) else 1
 
 
 def check(cfg: Config) -> None:
@@ -86,6 +86,6 @@ def check(cfg: Config) -> None:
             )
 
 
-def _bundle(place: Place, cluster: Cluster) -> dict[str, float]:
+def _bundle(place: Seat, cluster: Cluster) -> dict[str, float]:
     gpus = cluster.gpus_per_worker if place.gpus is None else place.gpus
     return {"CPU": place.cpus or cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})

@@ -13,12 +13,11 @@ from conf.knobs.alignment import Tasks
 from moe.generation.engine import Sampling
 from moe.tasks.task import Verdict
 from rlhf import graph as graph_module
-from rlhf import supervisor
 from rlhf.advantages import gae
 from rlhf.graph import Graph
 from rlhf.losses import at_the_end
 from rlhf.messages import Assessed, Batch, Key, Request, Response, Scored, pad
-from rlhf.rollouts import admit
+from rlhf.rollouts import admit, other_keys
 from rlhf.supervisor import Lost
 from tests.rlhf.graphs import GRPO, PPO, Before, config, weights
 
@@ -90,8 +89,7 @@ def test_what_was_written_continues_bit_for_bit(of_ppo: Graph, before: Before, t
     assert (weights(of_ppo) == straight).all()
 
 
-def test_too_little_room_is_told_at_once(of_ppo: Graph, before: Before, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "START_WITHIN", 10.0)
+def test_too_little_room_is_told_at_once(of_ppo: Graph, before: Before) -> None:
     began, there = time.monotonic(), ray.cluster_resources()["CPU"]
     with pytest.raises(InputError) as error:
         before.start(config(PPO, cpus=there))
@@ -125,9 +123,9 @@ def test_a_result_that_cannot_be_is_told_from_one_that_can() -> None:
     keys = [Key(3, "q", number, 3) for number in range(2)]
     asked = [Request(key, [5], key.seed(1)) for key in keys]
     made = [Response(key, [5], [7], [-1.0], True) for key in keys]
-    assert graph_module._other_keys(asked, made) == ""
+    assert other_keys(asked, made) == ""
     for wrong in (made[:1], [made[0], made[0]], made[::-1]):
-        assert graph_module._other_keys(asked, wrong) == "its answers are to other requests"
+        assert other_keys(asked, wrong) == "its answers are to other requests"
     assert graph_module._no_scores(2, Scored(torch.tensor([0.5, -1.0]), torch.zeros(2))) == ""
     assert (
         graph_module._no_scores(2, Scored(torch.tensor([0.5, float("nan")]), torch.zeros(2)))

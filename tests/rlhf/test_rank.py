@@ -19,8 +19,10 @@ from rlhf.judges import rules
 from rlhf.judges.opinions import Asked, Opinion
 from rlhf.rank import decisive, ranking, summary
 from tests.rlhf import toy
+from tests.rlhf.graphs import Before
 from tests.rlhf.judges.scripted import Said, by_length, config, serving, shown
 from tests.rlhf.tiny import save_chat
+from tests.rlhf.workers import Mortal
 from trainers.files.rankings import judged, read_rankings
 
 QUERY = Sample(id="q", task="form", messages=[{"role": "user", "content": "?"}], label="five", fields={"mine": 1})
@@ -207,6 +209,27 @@ def test_the_stage_asks_rules_and_model_and_says_how_far_they_agree(ray_cluster:
     assert all(shown(prompt) for prompt in server.prompts)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_actor_that_dies_and_one_that_stops_change_no_answer(
+    ray_cluster: None,
+    before: Before,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cfg = Config(rank=Rank(answers=3, max_new_tokens=12, actors=1, timeout=5.0))
+    cfg.cluster = Cluster(cpus_per_worker=0.2, threads=1)
+    chat = save_chat(tmp_path / "chat")
+    undisturbed = rank.answered(before.queries, before.tokenizer, chat, cfg)
+    monkeypatch.setattr(rank, "Rollout", Mortal)
+    assert rank.answered(before.queries, before.tokenizer, chat, cfg) == undisturbed
+    assert (chat / "SIGKILL").exists() and (chat / "SIGSTOP").exists()
+    said = capfd.readouterr().err
+    assert "it is started again (1 of rank.restarts=2)" in said
+    assert "rollout 0.generate: no answer within rank.timeout=5 seconds; " in said
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "the settings of a stage that the rules ranked have no other judge's knobs",
@@ -214,6 +237,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "if cfg.rank.judges == [Judges.rules]:",
         "if False:",
         "test_the_rules_alone_know_nothing_of_other_judges_knobs",
+    ),
+    (
+        "an actor that answers for the rankings may die",
+        "rlhf/rank.py",
+        "restarts=cfg.rank.restarts,",
+        "restarts=0,",
+        "test_an_actor_that_dies_and_one_that_stops_change_no_answer",
     ),
     (
         "a query says which judge had no verdict on it",

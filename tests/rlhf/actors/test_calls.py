@@ -1,6 +1,5 @@
 """Remote calls: whoever fails or is silent is named, and a user's error stays one."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from conf.errors import InputError
-from rlhf.actors.calls import ActorFailed, pooled, reason, refused
+from rlhf.actors.calls import reason, refused
 from tests.rlhf.workers import put
 
 pytestmark = pytest.mark.ray
@@ -52,34 +51,6 @@ def test_a_death_is_told(ray_cluster: None) -> None:
     assert refused(error) is None and reason(error).startswith("the actor died (")
 
 
-def test_a_pool_gives_the_results_of_all_jobs(workers: list[ActorHandle]) -> None:
-    pool = dict(zip("ab", workers, strict=True))
-    found = pooled(pool, "double", ((number,) for number in range(20)), 30, knob="rank.timeout")
-    assert sorted(found) == [2 * number for number in range(20)]
-    assert list(pooled(pool, "double", [], 30, knob="rank.timeout")) == []
-
-
-def test_a_pools_free_actor_takes_the_next_job(workers: list[ActorHandle]) -> None:
-    pool = dict(zip("ab", workers, strict=True))
-    seconds = [1.5, 0.1, 0.1, 0.1, 0.1]
-    began = time.monotonic()
-    assert list(pooled(pool, "wait_for", ((each,) for each in seconds), 30, knob="rank.timeout"))[-1] == 1.5
-    assert time.monotonic() - began < 1.9
-
-
-def test_a_pools_late_actor_is_named_and_a_dead_one(workers: list[ActorHandle]) -> None:
-    pool = dict(zip("ab", workers, strict=True))
-    with pytest.raises(ActorFailed, match=r"^[ab].wait_for: no answer within rank.timeout=0.7 seconds$"):
-        list(pooled(pool, "wait_for", [(0.0,), (2.0,), (0.0,)], 0.7, knob="rank.timeout"))
-    ray.get([actor.double.remote(1) for actor in workers])
-    with pytest.raises(InputError, match=r"^ppo.lr=1e9: no finite step"):
-        list(pooled(pool, "refuse", [()], 30, knob="rank.timeout"))
-    gone = put()
-    ray.kill(gone)
-    with pytest.raises(ActorFailed, match=r"^c.double: the actor died \(.+\)$"):
-        list(pooled({"c": gone}, "double", [(1,)], 30, knob="rank.timeout"))
-
-
 PLANTED = [  # promise, file, right code, bug, test
     (
         "what a constructor refuses is the user's error",
@@ -87,12 +58,5 @@ PLANTED = [  # promise, file, right code, bug, test
         "return InputError(told[1].strip()) if told else None",
         "return None",
         "test_what_a_constructor_refuses_is_the_users",
-    ),
-    (
-        "a pool does every job",
-        "rlhf/actors/calls.py",
-        "free.append(name)",
-        "pass",
-        "test_a_pool_gives_the_results_of_all_jobs",
     ),
 ]

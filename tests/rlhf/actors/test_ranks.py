@@ -13,7 +13,7 @@ import ray
 
 from cluster.storage import sha256
 from conf.errors import InputError
-from conf.knobs.reinforcement import Actors, Place, Places, Rollouts
+from conf.knobs.reinforcement import Actors, Seat, Seats, Rollouts
 from conf.knobs.running import Cluster
 from conf.schema import Config
 from rlhf.actors import placement
@@ -21,7 +21,7 @@ from rlhf.graph import Graph
 from tests.rlhf.graphs import PPO, Before, config
 from tests.rlhf.test_ppo import told
 
-TWO = Actors(rollout=Rollouts(count=2), learner=Places(count=2), critic=Places(count=2))
+TWO = Actors(rollout=Rollouts(count=2), learner=Seats(count=2), critic=Seats(count=2))
 CFG = replace(PPO, iterations=2, timeout=60.0)
 
 
@@ -78,7 +78,7 @@ def test_two_ranks_give_the_bits_of_one(ray_cluster: None, before: Before, tmp_p
 def test_ranks_may_spread_the_weights(ray_cluster: None, before: Before, tmp_path: Path) -> None:
     """FSDP2 and experts over two ranks: the same to rounding, and a folder that one rank goes on from."""
     _, alone = ended(before, asked(PPO.actors), tmp_path / "one")
-    ranks = Actors(rollout=Rollouts(count=1), learner=Places(count=2), critic=Places(count=2))
+    ranks = Actors(rollout=Rollouts(count=1), learner=Seats(count=2), critic=Seats(count=2))
     ways: dict[str, dict[str, Any]] = {"sharded": {"shard": True}, "experts": {"expert_parallel": 2}, "rows": {}}
     for name, cluster in ways.items():
         _, lines = ended(before, asked(ranks, **cluster), tmp_path / name)
@@ -92,15 +92,15 @@ def test_ranks_may_spread_the_weights(ray_cluster: None, before: Before, tmp_pat
     ("actors", "cluster", "micro_tokens", "why"),
     [
         (
-            Actors(learner=Places(count=3)),
+            Actors(learner=Seats(count=3)),
             {"deterministic": True},
             0,
             "ppo.actors.learner.count=3 must divide cluster.",
         ),
-        (Actors(critic=Places(count=2)), {"expert_parallel": 4, "workers": 4}, 0, "ppo.actors.critic.count=2 must div"),
-        (Actors(learner=Places(count=2)), {"gpus_per_worker": 0.5}, 0, "ppo.actors.learner.count=2 needs a GPU or mo"),
-        (Actors(learner=Places(count=2, gpus=0.5)), {}, 0, "ppo.actors.learner.count=2 needs a GPU or more for each"),
-        (Actors(critic=Places(count=2)), {}, 64, "ppo.micro_tokens makes each of ppo.actors.critic.count=2 ranks its"),
+        (Actors(critic=Seats(count=2)), {"expert_parallel": 4, "workers": 4}, 0, "ppo.actors.critic.count=2 must div"),
+        (Actors(learner=Seats(count=2)), {"gpus_per_worker": 0.5}, 0, "ppo.actors.learner.count=2 needs a GPU or mo"),
+        (Actors(learner=Seats(count=2, gpus=0.5)), {}, 0, "ppo.actors.learner.count=2 needs a GPU or more for each"),
+        (Actors(critic=Seats(count=2)), {}, 64, "ppo.micro_tokens makes each of ppo.actors.critic.count=2 ranks its"),
     ],
 )
 def test_ranks_that_cannot_work_together_are_refused(
@@ -114,11 +114,11 @@ def test_ranks_that_cannot_work_together_are_refused(
 
 def test_a_role_asks_for_what_its_knobs_say_and_else_for_the_runs() -> None:
     run = Cluster(cpus_per_worker=2.0, gpus_per_worker=1.0)
-    assert placement._bundle(Place(), run) == {"CPU": 2.0, "GPU": 1.0}
-    assert placement._bundle(Place(cpus=0.5, gpus=0.0), run) == {"CPU": 0.5}
-    assert placement._bundle(Place(gpus=0.25), Cluster()) == {"CPU": 0.5, "GPU": 0.25}
+    assert placement._bundle(Seat(), run) == {"CPU": 2.0, "GPU": 1.0}
+    assert placement._bundle(Seat(cpus=0.5, gpus=0.0), run) == {"CPU": 0.5}
+    assert placement._bundle(Seat(gpus=0.25), Cluster()) == {"CPU": 0.5, "GPU": 0.25}
     with pytest.raises(InputError, match=r"gpus=1.5 must be whole GPUs"):
-        Places(gpus=1.5)
+        Seats(gpus=1.5)
 
 
 PLANTED = [  # promise, file, right code, bug, test

@@ -129,6 +129,34 @@ def test_an_actor_with_state_is_lost_and_only_mended_when_asked(started: Started
     assert supervisor.ask([Ask("a", "held")]) == [0]
 
 
+def test_whoever_is_free_does_the_next_job_and_what_one_owes_who_died_is_done_in_its_place(
+    started: Started, tmp_path: Path
+) -> None:
+    supervisor = started("a", "b")
+    jobs = [(number, tmp_path, "die" if number == 3 else "") for number in range(8)]
+    right = lambda number, notes, action, found: "" if found == 2 * number else "another's result"  # noqa: E731
+    assert sorted(supervisor.share("ab", "noted", iter(jobs), right)) == [2 * number for number in range(8)]
+    asked = (tmp_path / "asked").read_text().split()
+    assert sorted(asked) == sorted([*map(str, range(8)), "3"])  # none lost, none twice but the one that was not heard
+    assert list(supervisor.share("ab", "noted", [], right)) == []
+    began = time.monotonic()
+    seconds = [(1.5,), *[(0.1,)] * 5]
+    assert list(supervisor.share("ab", "wait_for", seconds, lambda *_: ""))[-1] == 1.5
+    assert time.monotonic() - began < 1.9
+
+
+def test_who_is_not_there_in_time_is_named_with_the_knob(ray_cluster: None) -> None:
+    supervisor = Supervisor(
+        {"a": Post(lambda: put(asleep=60.0), False)}, timeout=30, restarts=0, start_timeout=0.5, section="rank"
+    )
+    with pytest.raises(ActorFailed) as late:
+        supervisor.start()
+    assert str(late.value) == (
+        "a.start: no answer within cluster.start_timeout=0.5 seconds; no log of it; rank.restarts=0 does not allow "
+        "another"
+    )
+
+
 @pytest.mark.slow
 def test_work_is_done_again_until_it_is_done(started: Started, tmp_path: Path) -> None:
     supervisor = started("a", state=True, restarts=1)
@@ -155,6 +183,20 @@ def test_what_a_constructor_refuses_is_told(ray_cluster: None) -> None:
 
 
 PLANTED = [  # promise, file, right code, bug, test
+    (
+        "every job is done",
+        "rlhf/supervisor.py",
+        "            free.append(call.ask.actor)\n",
+        "",
+        "test_whoever_is_free_does_the_next_job_and_what_one_owes_who_died_is_done_in_its_place",
+    ),
+    (
+        "an actor has the time that the knob gives it to be there",
+        "rlhf/supervisor.py",
+        "until = time.monotonic() + self.start_timeout",
+        "until = time.monotonic() + 600.0",
+        "test_who_is_not_there_in_time_is_named_with_the_knob",
+    ),
     (
         "a silent actor is not waited for for ever",
         "rlhf/supervisor.py",

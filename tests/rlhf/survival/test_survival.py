@@ -46,6 +46,12 @@ FAULTS = {  # in one run, where an actor is hurt, and how often it has been ther
     },
     "ends": {"critic": "trained.written:2:kill", "learner": "learner.export:1:kill"},  # of the last checkpoint; of all
     "stops": {"rollout 1": "rollout.generate:2:stop", "critic": "trained.update:4:stop"},
+    "silences": {  # the other roles stop
+        "rollout 0": "rollout.load_weights:2:stop",
+        "reward": "reward.judge:3:stop",
+        "reference": "reference.logprobs:2:stop",
+        "learner": "trained.stepped:10:stop",
+    },
 }
 
 
@@ -195,7 +201,8 @@ class Judged:
         tasks = Tasks(domain="tests.rlhf.survival.moody")
         options = {"num_cpus": 0.2, "max_restarts": 0}
         make = partial(ray.remote(Reward).options(**options).remote, folder, tasks, before.chat, 1)
-        self.graph = Graph({"reward": Post(make, False)}, scored=False, timeout=timeout, restarts=restarts, origin={})
+        deadlines = {"timeout": timeout, "restarts": restarts, "start_timeout": 600.0}
+        self.graph = Graph({"reward": Post(make, False)}, scored=False, origin={}, **deadlines)
         self.folder = folder
         self.queries = [
             Sample(id=f"prompts-{n}", task="say", messages=[{"role": "user", "content": "春"}]) for n in range(4)
@@ -250,12 +257,12 @@ PLANTED = [  # promise, file, right code, bug, test
     (
         "a call that is made again has the same key and seeds",
         "rlhf/supervisor.py",
-        "                issue(call.number)\n",
-        "                if call.ask.method == 'generate':\n"
-        "                    again = [type(one)(one.key, one.prompt, one.seed + 1) for one in call.ask.args[0]]\n"
-        "                    asks = list(asks)\n"
-        "                    asks[call.number] = Ask(call.ask.actor, 'generate', (again, call.ask.args[1]))\n"
-        "                issue(call.number)\n",
+        "                self._issue(pending, call.number, call.ask)\n",
+        "                ask = call.ask\n"
+        "                if ask.method == 'generate':\n"
+        "                    again = [type(one)(one.key, one.prompt, one.seed + 1) for one in ask.args[0]]\n"
+        "                    ask = Ask(ask.actor, 'generate', (again, ask.args[1]))\n"
+        "                self._issue(pending, call.number, ask)\n",
         "test_the_run_goes_on_by_itself_to_the_same_end[kills]",
     ),
     (
