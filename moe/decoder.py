@@ -6,6 +6,7 @@ padding takes no compute outside attention.
 Letters: B rows, T positions, N real tokens, H hidden size, E experts, S segments, L longest segment, D head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -147,16 +148,17 @@ class SparseMlp(nn.Module):
         self.experts = Experts(cfg)
         self.backend: Backend = by_tokens
 
-    def forward(self, x: Tensor, alone: bool = False) -> tuple[Tensor, Routes]:
+    def forward(self, x: Tensor, alone: bool = False, given: Tensor | None = None) -> tuple[Tensor, Routes]:
         noisy = self.jitter and self.training and torch.is_grad_enabled()
-        routes = route(jittered(x, self.jitter) if noisy else x, self.gate.weight, self.top_k, alone=alone)
+        seen = jittered(x, self.jitter) if noisy else x
+        routes = route(seen, self.gate.weight, self.top_k, alone=alone, given=given)
         owned = self.experts
         return self.backend(x, routes.experts, routes.weights, owned.gate_up_proj, owned.down_proj), routes
 
-    def step(self, x: Tensor) -> Tensor:
-        """Without what only training asks of a router. x [N, H] -> y [N, H]."""
+    def step(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Without what only training asks of a router. x [N, H] -> y [N, H] and the experts [N, k]."""
         _, _, experts, weights = choose(x, self.gate.weight, self.top_k)
-        return self.backend(x, experts, weights, self.experts.gate_up_proj, self.experts.down_proj)
+        return self.backend(x, experts, weights, self.experts.gate_up_proj, self.experts.down_proj), experts
 
 
 class Norm(nn.RMSNorm):
@@ -184,15 +186,16 @@ class Layer(nn.Module):
 
     def step(
         self, x: Tensor, rope: Rope, keys: Tensor, values: Tensor, at: tuple[Tensor, Tensor], seen: Tensor
-    ) -> Tensor:
-        """As `Attention.step`, through the whole block."""
+    ) -> tuple[Tensor, Tensor]:
+        """As `Attention.step`, through the whole block; with the experts [n, k]."""
         x = x + self.self_attn.step(self.input_layernorm(x), rope, keys, values, at, seen)
-        return x + self.mlp.step(self.post_attention_layernorm(x))
+        mixed, experts = self.mlp.step(self.post_attention_layernorm(x))
+        return x + mixed, experts
 
-    def forward(self, x: Tensor, rope: Rope, grid: Layout, alone: bool) -> Passed:
+    def forward(self, x: Tensor, rope: Rope, grid: Layout, alone: bool, given: Tensor | None = None) -> Passed:
         attended, keys, values = self.self_attn(self.input_layernorm(x), rope, grid)
         x = x + attended
-        mixed, routes = self.mlp(self.post_attention_layernorm(x), alone)
+        mixed, routes = self.mlp(self.post_attention_layernorm(x), alone, given)
         return Passed(x + mixed, routes, keys, values)
 
 
@@ -208,6 +211,11 @@ class Hidden:
     z: Tensor  # [layers] its z-loss
     entropy: Tensor  # [layers] of its router, in nats
     cache: list[tuple[Tensor, Tensor]]  # per layer: keys and values [N, kv_heads, D]; empty under gradients
+    chosen: list[Tensor]  # per layer: the experts [N, k]
+
+    def experts(self) -> Tensor:
+        """The experts of all layers [N, layers, k] int16, in main memory."""
+        return torch.stack(self.chosen, 1).to("cpu", torch.int16)
 
     def at(self, positions: Tensor) -> Tensor:
         """The states [n, H] at flat positions [n] of the batch's [B*T], each that of a real token."""
@@ -255,18 +263,22 @@ class Decoder(nn.Module):
             layer.mlp.backend = backend(cfg.experts)
         return self
 
-    def forward(self, tokens: Tensor, segments: Tensor) -> Hidden:
-        """tokens, segments [B, T] int64; segment 0 is padding."""
+    def forward(self, tokens: Tensor, segments: Tensor, experts: Tensor | None = None) -> Hidden:
+        """tokens, segments [B, T] int64; segment 0 is padding. experts [B, T, layers, k] are gone to instead of those
+        that the router chooses, by its own odds; -1: its own."""
         grid = layout(segments)
+        given: Sequence[Tensor | None] = [None] * self.cfg.layers
+        if experts is not None:
+            given = experts.flatten(0, 1)[grid.index].long().unbind(1)
         x = self.model.embed_tokens(tokens.flatten()[grid.index])
         rope = rotary(self.cfg, grid.positions)
         routes: list[Routes] = []
         cache = []
-        for layer in self.model.blocks():
+        for layer, own in zip(self.model.blocks(), given, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                passed = checkpoint(layer, x, rope, grid, self.balance_alone, use_reentrant=False)
+                passed = checkpoint(layer, x, rope, grid, self.balance_alone, own, use_reentrant=False)
             else:
-                passed = layer(x, rope, grid, self.balance_alone)
+                passed = layer(x, rope, grid, self.balance_alone, own)
             x = passed.x
             routes.append(passed.routes)
             if not torch.is_grad_enabled():
@@ -281,6 +293,7 @@ class Decoder(nn.Module):
             z=z.detach(),
             entropy=torch.stack([r.entropy for r in routes]),
             cache=cache,
+            chosen=[r.experts for r in routes],
         )
 
     def logits(self, states: Tensor) -> Tensor:

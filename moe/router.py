@@ -24,24 +24,28 @@ class Routes:
     entropy: Tensor  # [] of a token's distribution over the experts, in nats, mean, no gradient
 
 
-def choose(x: Tensor, gate: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [N, H], gate [E, H] -> logits and probabilities [N, E]; experts and weights [N, k] as in `Routes`."""
+def choose(x: Tensor, gate: Tensor, top_k: int, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [N, H], gate [E, H] -> logits and probabilities [N, E]; experts and weights [N, k] as in `Routes`. Where
+    `given` [N, k] names experts, and not -1, these are it: with the gradient of their own probabilities."""
     with torch.autocast(x.device.type, enabled=False):
         logits = F.linear(x.float(), gate.float())
         probabilities = logits.softmax(-1)
         weights, experts = probabilities.topk(top_k, dim=-1)
+        if given is not None:
+            experts = torch.where(given < 0, experts, given)
+            weights = probabilities.gather(-1, experts)
         return logits, probabilities, experts, weights / weights.sum(-1, keepdim=True)
 
 
-def route(x: Tensor, gate: Tensor, top_k: int, *, alone: bool = False) -> Routes:
-    """Softmax top-k routing in fp32 with renormalised weights. x [N, H], gate [E, H].
+def route(x: Tensor, gate: Tensor, top_k: int, *, alone: bool = False, given: Tensor | None = None) -> Routes:
+    """Softmax top-k routing in fp32 with renormalised weights, or to the experts `given`. x [N, H], gate [E, H].
 
     The balance loss is Switch Transformer's (Fedus et al. 2021, eq. 4-6) for top-k, with counts over the global batch
     or, `alone`, over these tokens; the z-loss is ST-MoE's (Zoph et al. 2022, eq. 5). Without gradients the losses and
     the entropy are zero.
     """
     with torch.autocast(x.device.type, enabled=False):
-        logits, probabilities, experts, weights = choose(x, gate, top_k)
+        logits, probabilities, experts, weights = choose(x, gate, top_k, given)
         counts = torch.bincount(experts.flatten(), minlength=gate.shape[0]).float()
         counts = counts if alone else global_sum(counts)
         assignments = counts.sum().clamp(min=1.0)

@@ -41,9 +41,11 @@ def leave_one_out(rewards: Tensor, values: Tensor | None, mask: Tensor, groups: 
     return (earned - others @ earned / others.sum(1).clamp(min=1.0)).unsqueeze(1) * mask, None
 
 
-def heard(finished: Sequence[bool], cfg: Ppo) -> Tensor:
-    """[B, 1]: 0 for an answer that the policy shall learn nothing from (`ppo.cut_off`)."""
-    counts = [float(done or cfg.cut_off is CutOff.learn) for done in finished]
+def heard(finished: Sequence[bool], going: Sequence[bool], cfg: Ppo) -> Tensor:
+    """[B, 1]: 0 for an answer that the policy shall learn nothing from (`ppo.cut_off`): one that did not end by
+    itself, and does not go on."""
+    all_of_them = cfg.cut_off is CutOff.learn
+    counts = [float(done or more or all_of_them) for done, more in zip(finished, going, strict=True)]
     return torch.tensor(counts).unsqueeze(1)
 
 

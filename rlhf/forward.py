@@ -17,9 +17,12 @@ def slices(batch: Batch) -> list[Batch]:
     return [batch.rows(index) for index in torch.arange(len(batch.tokens)).split(SLICE)]
 
 
-def logprobs_of(model: Decoder, tokens: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Hidden]:
-    """(log-probs [M], entropies [M], the trunk's output) of the tokens [B, T] where `mask` is 1."""
-    hidden = model(tokens, segments)
+def logprobs_of(
+    model: Decoder, tokens: Tensor, segments: Tensor, mask: Tensor, routes: Tensor | None = None
+) -> tuple[Tensor, Tensor, Hidden]:
+    """(log-probs [M], entropies [M], the trunk's output) of the tokens [B, T] where `mask` is 1, by way of the experts
+    `routes` [B, T, layers, k] where there are some."""
+    hidden = model(tokens, segments, routes)
     wanted = mask.flatten().nonzero().squeeze(1)
     logprobs = model.logits(hidden.before(wanted)).log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -32,10 +35,11 @@ def values_of(model: Decoder, tokens: Tensor, segments: Tensor, mask: Tensor) ->
     return model.scores(hidden.before(mask.flatten().nonzero().squeeze(1))), hidden
 
 
-def token_logprobs(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Hidden]:
-    """`logprobs_of` the answers, wherever the batch lies."""
+def token_logprobs(model: Decoder, batch: Batch, *, routed: bool = False) -> tuple[Tensor, Tensor, Hidden]:
+    """`logprobs_of` the answers, wherever the batch lies; `routed`: as the policy that answered went, if that is told.
+    It is not for other models, whose experts are others."""
     batch = batch.to(model.device)
-    return logprobs_of(model, batch.tokens, batch.segments, batch.mask)
+    return logprobs_of(model, batch.tokens, batch.segments, batch.mask, batch.routes if routed else None)
 
 
 def token_values(model: Decoder, batch: Batch) -> Tensor:

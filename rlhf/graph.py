@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from rlhf.actors.placement import TRAINED, Placement, count, place
 from rlhf.actors.reference import Reference
 from rlhf.actors.reward import Reward
 from rlhf.actors.rollout import Rollout
+from rlhf.losses import at_the_end
 from rlhf.messages import Assessed, Batch, Request, Response, Scored
 from rlhf.rewards import Earned, Judged, Running, Scale
 from rlhf.rollouts import other_keys
@@ -102,6 +104,13 @@ class Graph:
             asks["critic"] = Ask("critic", "values", (shared,))
         said = dict(zip(asks, self.supervisor.ask(list(asks.values())), strict=True))
         return Assessed(said["reference"], said.get("reward", model), said.get("critic"))
+
+    def beyond(self, batch: Batch, going: Sequence[bool]) -> Tensor:
+        """What the critic expects after the last tokens of the rows that are `going` on, put there [B, T]."""
+        if not any(going):
+            return torch.zeros_like(batch.mask)
+        (values,) = self.supervisor.ask([Ask("critic", "edges", (batch,))])
+        return at_the_end(values * torch.tensor(going), batch.mask)
 
     def update(self, batch: Batch, advantages: Tensor, returns: Tensor | None, said: Assessed) -> dict[str, float]:
         """One iteration of policy and critic, side by side."""

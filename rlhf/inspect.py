@@ -60,8 +60,11 @@ def lines(found: Record, tokenizer: Tokenizer, *, queries: int, only: str = "") 
 
 def coloured(row: dict[str, Any], tokenizer: Tokenizer, largest: float) -> Text:
     """The answer on the colours of its tokens' advantages; a character has that of the token that completes it."""
-    text, start = Text(), 0
-    for end, advantage in zip(tokenizer.written(row["answer"]), _advantages(row), strict=True):
+    begun = row.get("begun") or 0  # tokens, of earlier iterations
+    written = tokenizer.written(row["prompt"][len(row["prompt"]) - begun :] + row["answer"])
+    start = written[begun - 1] if begun else 0
+    text = Text(row["text"][:start])
+    for end, advantage in zip(written[begun:], _advantages(row), strict=True):
         text.append(row["text"][start:end].replace("\n", "\n    "), style=_style(advantage, largest))
         start = max(start, end)
     return text + Text(row["text"][start:])

@@ -1,7 +1,7 @@
 """What crosses between the actors of the PPO graph. Every message says which policy version made it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -26,8 +26,10 @@ class Key:
 @dataclass(frozen=True)
 class Request:
     key: Key
-    prompt: list[int]
+    prompt: list[int]  # what is begun of the answer is its end
     seed: int
+    begun: int = 0  # tokens of the answer that earlier iterations made
+    room: int | None = None  # tokens at most, where that is fewer than others may have
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Response:
     answer: list[int]  # the stop token included
     logprobs: list[float]  # [len(answer)] under the policy that answered, nats
     finished: bool  # ended by itself
+    routes: Tensor | None = field(default=None, compare=False)  # [prompt and answer but the last, layers, k] experts
+    begun: int = 0  # tokens at the prompt's end that are of the answer, from earlier iterations
+
+    @property
+    def whole(self) -> list[int]:
+        """The answer with what earlier iterations made of it."""
+        return self.prompt[len(self.prompt) - self.begun :] + self.answer
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,25 @@ class Batch:
     segments: Tensor  # [B, T] int64, 1 where there is a token
     mask: Tensor  # [B, T] float, 1 at the answer's tokens
     logprobs: Tensor  # [B, T] of the policy that answered, 0 outside the mask
+    routes: Tensor | None = None  # [B, T, layers, k] int16, the experts that it chose; -1 where it chose none
 
     @property
     def columns(self) -> dict[str, Tensor]:
         """As `moe.training.objectives` names them."""
-        return {"tokens": self.tokens, "segments": self.segments, "loss": self.mask, "logprobs": self.logprobs}
+        columns = {"tokens": self.tokens, "segments": self.segments, "loss": self.mask, "logprobs": self.logprobs}
+        return columns if self.routes is None else columns | {"routes": self.routes}
 
     def to(self, device: torch.device) -> "Batch":
-        parts = (self.tokens, self.segments, self.mask, self.logprobs)
-        return Batch(self.version, *(part.to(device) for part in parts))
+        return self._each(lambda part: part.to(device))
 
     def rows(self, index: Tensor) -> "Batch":
         """Some of the rows, without the columns that only padding is left in."""
         width = int(self.segments[index].sum(1).max())
+        return self._each(lambda part: part[index, :width])
+
+    def _each(self, of: Callable[[Tensor], Tensor]) -> "Batch":
         parts = (self.tokens, self.segments, self.mask, self.logprobs)
-        return Batch(self.version, *(part[index, :width] for part in parts))
+        return Batch(self.version, *map(of, parts), None if self.routes is None else of(self.routes))
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,21 @@ def pad(responses: Sequence[Response]) -> Batch:
         segments[row, :stop] = 1
         mask[row, start:stop] = 1
         logprobs[row, start:stop] = torch.tensor(response.logprobs)
-    return Batch(versions.pop(), tokens, segments, mask, logprobs)
+    return Batch(versions.pop(), tokens, segments, mask, logprobs, _routes(responses, width))
+
+
+def _routes(responses: Sequence[Response], width: int) -> Tensor | None:
+    """Those of all rows, of which either each or none has some."""
+    told = [response.routes for response in responses]
+    first = told[0]
+    if first is None:
+        assert not any(routes is not None for routes in told), "routes of some answers only"
+        return None
+    found = torch.full((len(told), width, *first.shape[1:]), -1, dtype=torch.int16)
+    for row, (response, routes) in enumerate(zip(responses, told, strict=True)):
+        assert routes is not None and len(routes) == len(response.prompt) + len(response.answer) - 1, response.key
+        found[row, : len(routes)] = routes
+    return found
 
 
 @dataclass(frozen=True)

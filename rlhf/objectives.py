@@ -18,7 +18,9 @@ def policy_objective(cfg: Ppo, again: Batch | None) -> Objective:
     estimate = KlEstimate.k3 if cfg.kl_estimate is KlEstimate.auto else cfg.kl_estimate
 
     def loss(model: Decoder, batch: Columns) -> Loss:
-        new, entropy, hidden = logprobs_of(model, batch["tokens"], batch["segments"], batch["loss"])
+        new, entropy, hidden = logprobs_of(
+            model, batch["tokens"], batch["segments"], batch["loss"], batch.get("routes")
+        )
         chosen = batch["loss"].bool()
         old, reference = batch["logprobs"][chosen], batch["reference"][chosen]
         made = policy_loss(new, old, batch["advantages"][chosen], cfg.clip, cfg.dual_clip)

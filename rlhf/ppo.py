@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cluster.checkpoints import newest_checkpoint, newest_step
 from cluster.connect import connect, on_worker
 from cluster.progress import follow
@@ -26,7 +24,7 @@ from cluster.storage import write_json
 from cluster.tracking.tracker import Tracker
 from conf.errors import InputError
 from conf.knobs.model import Precision
-from conf.knobs.reinforcement import KlEstimate, Ppo, Start
+from conf.knobs.reinforcement import KlEstimate, Ppo, Routes, Start
 from conf.schema import Config
 from moe.formats import hugging_face
 from moe.generation.engine import Sampling
@@ -44,7 +42,7 @@ from rlhf.losses import token_rewards
 from rlhf.messages import Response, pad
 from rlhf.record import ASKED, FOLDER, Answered, Recorder
 from rlhf.reporting import Stopwatch, answer_metrics, hacked, learning_metrics, to_look_at
-from rlhf.rollouts import Query, admit, fitting, groups, in_order
+from rlhf.rollouts import Query, admit, fitting, groups, in_order, numbered
 from rlhf.selection import widest
 from rlhf.supervisor import surviving
 
@@ -198,7 +196,8 @@ def loop(
 ) -> None:
     """PPO from iteration `first` until the last, or a `request` to end. Iteration i is made by policy version i and
     makes version i + 1; so many `samples` of its answers are logged with it."""
-    sampling = Sampling(cfg.max_new_tokens)  # temperature 1 and no truncation: the ratio is then exact
+    # temperature 1 and no truncation: the ratio is then exact
+    sampling = Sampling(cfg.max_new_tokens, routes=cfg.routes is Routes.rollout)
     estimate = KlEstimate.k1 if cfg.kl_estimate is KlEstimate.auto else cfg.kl_estimate
     for iteration in range(first, cfg.iterations + 1):  # one extra turn: the final save
         last = iteration == cfg.iterations
@@ -211,13 +210,13 @@ def loop(
         watch = Stopwatch()
         graph.broadcast()
         watch.lap("update_weights")
-        asked, requests = admit(queries, cfg, iteration, seed)
+        asked, requests = admit(queries, cfg, iteration, seed, carried.segments.next(cfg, iteration))
         responses = graph.rollout(requests, sampling)
         watch.lap("gen")
         verdicts = graph.judge(asked, responses)
-        texts = [tokenizer.decode(response.answer) for response in responses]
-        every = Answered(asked, responses, verdicts, texts)
-        stats, shown = answer_metrics(verdicts, responses, texts), to_look_at(asked, texts, verdicts, samples)
+        texts = [tokenizer.decode(response.whole) for response in responses]
+        every, going = Answered(asked, responses, verdicts, texts), carried.segments.going(responses, cfg)
+        stats, shown = answer_metrics(every.done(going)), to_look_at(asked, texts, verdicts, samples)
         same = groups(requests, cfg)
         kept = widest(same, worth(graph, responses, verdicts, cfg), cfg.keep)
         same = [same[place] for place in kept]
@@ -225,21 +224,22 @@ def loop(
         batch = pad(responses)
         said = graph.assess(batch)
         watch.lap("assess")
-        written = [tokenizer.written(response.answer) for response in responses]
+        written = [tokenizer.written(response.whole)[response.begun :] for response in responses]
         about = [asked[place] for place in kept], [texts[place] for place in kept]
-        judged = rewards.judged(batch, verdicts, written, said.scored, cfg.max_new_tokens, *about)
+        begun, going = [response.begun for response in responses], [going[place] for place in kept]
+        judged = rewards.judged(batch, verdicts, written, said.scored, cfg.max_new_tokens, *about, begun, going)
         earned = graph.earn(judged, cfg, carried.terms)
         per_token = token_rewards(earned.rewards, batch.logprobs, said.reference, batch.mask, carried.kl_coef, estimate)
-        number = {group: place for place, group in enumerate(dict.fromkeys(same))}
-        members = torch.tensor([number[group] for group in same])
-        advantages, returns = ADVANTAGES[cfg.advantages](per_token, said.values, batch.mask, members, cfg)
-        advantages = advantages * heard([response.finished for response in responses], cfg)
+        following = cfg.gamma * graph.beyond(batch, going)
+        learnt_of = per_token + following, said.values, batch.mask, numbered(same)
+        advantages, returns = ADVANTAGES[cfg.advantages](*learnt_of, cfg)
+        advantages = advantages * heard([response.finished for response in responses], going, cfg)
         watch.lap("adv")
         stats |= graph.update(batch, advantages, returns, said) | earned.told
         watch.lap("update")
         stats |= learning_metrics(batch, earned.rewards, said.reference, per_token)
         stats |= carried.learnt(earned.running, stats["rl/kl"], len(responses), cfg)
-        alarms = hacked(responses, earned.rewards.sum(1), by_length="length" in cfg.weights)
+        alarms = hacked(responses, earned.rewards.sum(1), going, by_length="length" in cfg.weights)
         recorder.write(iteration + 1, every, kept, batch, said, advantages, returns, earned.sums)
         tracker.log(stats | alarms | watch.times(int(batch.segments.sum())), iteration + 1, samples=shown)
 

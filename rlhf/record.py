@@ -41,8 +41,13 @@ SCHEMA = pa.schema(
         ("text", pa.string()),  # the answer
         ("finished", pa.bool_()),  # it ended by itself
         ("prompt", _IDS),
+        ("begun", pa.int32()),  # tokens at the prompt's end that are of the answer, from earlier iterations
         ("answer", _IDS),  # below, a list of floats has one for each of these tokens
         ("logprobs", _FLOATS),  # under the policy that answered
+        (
+            "routes",
+            pa.binary(),
+        ),  # int16, of each token but the last the experts of each layer; null with ppo.routes=own
         ("rules", pa.float64()),  # the verdict's reward
         ("scores", _NAMED),  # by principle
         ("measures", _NAMED),
@@ -65,6 +70,12 @@ class Answered:
     responses: Sequence[Response]
     verdicts: Sequence[Verdict]
     texts: Sequence[str]
+
+    def done(self, going: Sequence[bool]) -> "Answered":
+        """Those that do not go on."""
+        of = [place for place, more in enumerate(going) if not more]
+        lists = (self.asked, self.responses, self.verdicts, self.texts)
+        return Answered(*([each[place] for place in of] for each in lists))
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,8 @@ class Recorder:
             return
         lesson = Lesson(batch, said.reference, advantages, said.values, returns)
         about = self._about | {"step": step, "ppo": plain(self._cfg)}
+        if batch.routes is not None:
+            about["routes"] = list(batch.routes.shape[2:])  # layers, experts of each
         table = pa.Table.from_pylist(_rows(every, kept, lesson, terms), schema=SCHEMA)
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_ABOUT: json.dumps(about).encode()}), content, compression="zstd")
@@ -144,6 +157,8 @@ class Record:
                     row["answer"],
                     row["logprobs"],
                     row["finished"],
+                    self._routes(row),
+                    row.get("begun") or 0,
                 )
                 for row in rows
             ]
@@ -164,6 +179,11 @@ class Record:
             column("values") if critic else None,
             column("returns") if critic else None,
         )
+
+    def _routes(self, row: Mapping[str, Any]) -> Tensor | None:
+        if not row.get("routes"):
+            return None
+        return torch.frombuffer(bytearray(row["routes"]), dtype=torch.int16).view(-1, *self.about["routes"])
 
 
 def recorded(folder: Path) -> list[tuple[int, Path]]:
@@ -224,8 +244,10 @@ def _rows(every: Answered, kept: Sequence[int], lesson: Lesson, terms: Mapping[s
             "text": text,
             "finished": response.finished,
             "prompt": response.prompt,
+            "begun": response.begun,
             "answer": response.answer,
             "logprobs": response.logprobs,
+            "routes": None if response.routes is None else response.routes.numpy().tobytes(),
             "rules": verdict.reward,
             "scores": dict(verdict.scores),
             "measures": dict(verdict.measures),

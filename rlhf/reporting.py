@@ -10,6 +10,7 @@ from torch import Tensor
 from moe.tasks.measure import measures
 from moe.tasks.task import Sample, Verdict
 from rlhf.messages import Batch, Response
+from rlhf.record import Answered
 
 _FEW = 16  # answers of which nothing is said
 _PAIRS, _REPEATED = 8, 0.5  # pairs of neighbouring tokens that an answer must have; the share that was there before
@@ -35,16 +36,16 @@ class Stopwatch:
         return self._parts | {"timing_s/step": whole, "perf/throughput": tokens / whole}
 
 
-def answer_metrics(
-    verdicts: Sequence[Verdict], responses: Sequence[Response], texts: Sequence[str]
-) -> dict[str, float]:
-    """Of all answers of an iteration, before any is chosen to learn from: the measures of the domain's rules as
-    `rl/task/<measure>`, and how long the answers are."""
-    count = len(responses)
-    return {f"rl/task/{name}": value for name, value in measures(verdicts, texts).items()} | {
-        "response_length/mean": sum(len(response.answer) for response in responses) / count,
-        "response/finished": sum(response.finished for response in responses) / count,
-        "rl/rules/mean": sum(verdict.reward for verdict in verdicts) / count,
+def answer_metrics(every: Answered) -> dict[str, float]:
+    """Of all answers that an iteration ended, before any is chosen to learn from: the measures of the domain's rules as
+    `rl/task/<measure>`, and how long the answers are. Nothing where none ended."""
+    count = len(every.responses)
+    if not count:
+        return {}
+    return {f"rl/task/{name}": value for name, value in measures(every.verdicts, every.texts).items()} | {
+        "response_length/mean": sum(len(response.whole) for response in every.responses) / count,
+        "response/finished": sum(response.finished for response in every.responses) / count,
+        "rl/rules/mean": sum(verdict.reward for verdict in every.verdicts) / count,
     }
 
 
@@ -75,22 +76,28 @@ def learning_metrics(batch: Batch, earned: Tensor, reference: Tensor, rewards: T
     }
 
 
-def hacked(responses: Sequence[Response], earned: Tensor, *, by_length: bool = False) -> dict[str, str]:
-    """{"rl/alarm/<what>": text naming samples} where what the answers `earned` [B] says that the reward is paid for
-    repetition or for length, not for what is meant; `by_length`: length is meant to be paid."""
+def hacked(
+    responses: Sequence[Response], earned: Tensor, going: Sequence[bool] = (), *, by_length: bool = False
+) -> dict[str, str]:
+    """{"rl/alarm/<what>": text naming samples} where what the answers `earned` [B], but those that are still `going`,
+    says that the reward is paid for repetition or for length, not for what is meant; `by_length`: length is meant to be
+    paid."""
+    if any(going):
+        done = [place for place, more in enumerate(going) if not more]
+        responses, earned = [responses[place] for place in done], earned[done]
     if len(responses) < _FEW or not float(earned.std()) > 0:
         return {}
     order = earned.argsort(descending=True, stable=True).tolist()
     best, others = order[: len(order) // 2], order[len(order) // 2 :]
     found = {}
-    hollow = {place for place in order if _repeated(responses[place].answer) >= _REPEATED}
+    hollow = {place for place in order if _repeated(responses[place].whole) >= _REPEATED}
     paid, unpaid = [place for place in best if place in hollow], [place for place in others if place in hollow]
     if len(paid) >= len(best) / 2 and len(paid) > 2 * len(unpaid):
         found["rl/alarm/repetition"] = (
             f"{len(paid)} of the {len(best)} best paid answers repeat themselves, of the others {len(unpaid)}: "
             f"{_names(responses, paid)}"
         )
-    lengths = torch.tensor([float(len(response.answer)) for response in responses])
+    lengths = torch.tensor([float(len(response.whole)) for response in responses])
     ordered = _spearman(lengths, earned)
     if not by_length and abs(ordered) >= _ORDERED and float(lengths.max()) >= _LONGER * float(lengths.min()):
         found["rl/alarm/length"] = (

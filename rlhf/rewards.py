@@ -73,6 +73,19 @@ class Judged:
     asked: Sequence[Sample] = ()  # [B] the queries
     texts: Sequence[str] = ()  # [B] the answers
     spread: Tensor | None = None  # [B] how far several reward models differ, in their deviations
+    begun: Sequence[int] = ()  # [B] tokens of each answer before those of the batch; none: 0
+    going: Sequence[bool] = ()  # [B] whether the answer goes on: it earns when it is done; none: no answer does
+
+    @property
+    def used(self) -> Tensor:
+        """How much of its room each answer takes [B], in [0, 1]."""
+        begun = torch.tensor(self.begun) if self.begun else 0
+        return (self.batch.mask.sum(1) + begun) / self.limit
+
+    @property
+    def done(self) -> Tensor:
+        """[B] bool"""
+        return ~torch.tensor(self.going) if self.going else torch.ones(len(self.batch.tokens), dtype=torch.bool)
 
 
 def judged(
@@ -83,10 +96,12 @@ def judged(
     limit: int,
     asked: Sequence[Sample],
     texts: Sequence[str],
+    begun: Sequence[int] = (),
+    going: Sequence[bool] = (),
 ) -> Judged:
     """`Judged` of answers, where there is a reward model with what it says."""
     mean, spread = (scored.mean, scored.spread) if scored else (None, None)
-    return Judged(batch, verdicts, written, mean, limit, asked, texts, spread)
+    return Judged(batch, verdicts, written, mean, limit, asked, texts, spread, begun, going)
 
 
 Term = Callable[[Judged], Tensor]  # -> [B, T], 0 outside the mask
@@ -114,14 +129,13 @@ def rules(judged: Judged) -> Tensor:
 def length(judged: Judged) -> Tensor:
     """How much of its room an answer leaves unused, in [0, 1], at its end: a weight above 0 asks for short answers, one
     below for long ones."""
-    return at_the_end(1.0 - judged.batch.mask.sum(1) / judged.limit, judged.batch.mask)
+    return at_the_end(1.0 - judged.used, judged.batch.mask)
 
 
 def overlong(judged: Judged) -> Tensor:
     """In [-1, 0], at the answer's end: 0 until the last quarter of its room, from there down to -1 at the limit (Yu et
     al. 2025, "DAPO", eq. 13)."""
-    used = judged.batch.mask.sum(1) / judged.limit
-    return at_the_end(((_FREE - used) / (1 - _FREE)).clamp(-1.0, 0.0), judged.batch.mask)
+    return at_the_end(((_FREE - judged.used) / (1 - _FREE)).clamp(-1.0, 0.0), judged.batch.mask)
 
 
 def spread(judged: Judged) -> Tensor:
@@ -200,20 +214,23 @@ def total(
     """The weighed sum of the terms, each told as "reward/<term>/mean" and "/std" before its weight and "/share", its
     part of the weighed terms' sizes. With the `running` statistics of the iterations before, each term is taken
     less its mean and in its deviations, these answers in both. Raises `InputError` as `parts` does."""
-    found = parts(judged, weights, own)
+    done = judged.done
+    found = {name: part * done.unsqueeze(1) for name, part in parts(judged, weights, own).items()}
     sums = {name: part.sum(1) for name, part in found.items()}
-    made = {name: (running or {}).get(name, Running()).with_these(of) for name, of in sums.items()}
+    if not done.any():
+        return Earned(torch.zeros_like(judged.batch.mask), sums, {}, dict(running or {}))
+    made = {name: (running or {}).get(name, Running()).with_these(of[done]) for name, of in sums.items()}
     if running is not None:
         found = {name: _normalised(part, made[name], judged.batch.mask) for name, part in found.items()}
     earned = torch.zeros_like(judged.batch.mask)
     for name, part in found.items():
         earned = earned + weights[name] * part
-    sizes = {name: float(weights[name] * part.sum(1).abs().mean()) for name, part in found.items()}
+    sizes = {name: float(weights[name] * part.sum(1)[done].abs().mean()) for name, part in found.items()}
     whole = sum(map(abs, sizes.values())) or 1.0
     said = {}
     for name, of in sums.items():
-        said[f"reward/{name}/mean"] = float(of.mean())
-        said[f"reward/{name}/std"] = float(of.std(correction=0))
+        said[f"reward/{name}/mean"] = float(of[done].mean())
+        said[f"reward/{name}/std"] = float(of[done].std(correction=0))
         said[f"reward/{name}/share"] = abs(sizes[name]) / whole
         if running is not None:
             said |= {f"reward/{name}/running_mean": made[name].mean, f"reward/{name}/running_std": made[name].std}

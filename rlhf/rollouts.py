@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from conf.errors import InputError
 from conf.knobs.alignment import Rank
 from conf.knobs.reinforcement import Ppo
@@ -41,16 +44,36 @@ def fitting(samples: Sequence[Sample], tokenizer: Tokenizer, *, context: int, an
     return fit
 
 
-def admit(queries: Sequence[Query], cfg: Ppo, iteration: int, seed: int) -> tuple[list[Sample], list[Request]]:
-    """(query of each request, requests) of an iteration: a function of (seed, iteration) alone."""
+@dataclass(frozen=True)
+class Begun:
+    """An answer that an iteration makes, or makes more of."""
+
+    number: int  # of all answers of the run
+    iteration: int  # that began it
+    tokens: tuple[int, ...] = ()  # those that are there
+
+
+def fresh(cfg: Ppo, iteration: int) -> list[Begun]:
+    """All that an iteration makes where every answer is done in one."""
+    count = cfg.prompts * cfg.samples
+    return [Begun(number, iteration) for number in range(iteration * count, (iteration + 1) * count)]
+
+
+def admit(
+    queries: Sequence[Query], cfg: Ppo, iteration: int, seed: int, begun: Sequence[Begun] | None = None
+) -> tuple[list[Sample], list[Request]]:
+    """(query of each request, requests) of an iteration: a function of (seed, iteration) and what is `begun` alone."""
     asked, requests = [], []
-    for place in range(iteration * cfg.prompts, (iteration + 1) * cfg.prompts):
+    for one in fresh(cfg, iteration) if begun is None else begun:
+        place, sample = divmod(one.number, cfg.samples)
         query = queries[place % len(queries)]
-        for sample in range(cfg.samples):
-            # a query that comes round again within one iteration is another sample of it
-            key = Key(iteration, query.sample.id, sample + cfg.samples * (place // len(queries)), version=iteration)
-            asked.append(query.sample)
-            requests.append(Request(key, query.prompt, key.seed(seed)))
+        # a query that comes round again within one iteration is another sample of it
+        sample += cfg.samples * (place // len(queries))
+        key = Key(one.iteration, query.sample.id, sample, version=iteration)
+        left = cfg.max_new_tokens - len(one.tokens)
+        room = min(cfg.segment or left, left)
+        asked.append(query.sample)
+        requests.append(Request(key, [*query.prompt, *one.tokens], key.seed(seed), len(one.tokens), room))
     return asked, requests
 
 
@@ -63,6 +86,12 @@ def in_order(queries: Sequence[Query], cfg: Ppo) -> dict[str, Any]:
 def groups(requests: Sequence[Request], cfg: Ppo) -> list[tuple[str, int]]:
     """Of each request what it is compared within: its query, each time that it comes round."""
     return [(request.key.query, request.key.sample // cfg.samples) for request in requests]
+
+
+def numbered(groups: Sequence[tuple[str, int]]) -> Tensor:
+    """[B] the group of each, as a number."""
+    number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    return torch.tensor([number[group] for group in groups])
 
 
 def ranked(queries: Sequence[Query], cfg: Rank, seed: int) -> dict[float, list[Request]]:

@@ -1,4 +1,4 @@
-"""data/assistant is what its topics make, its checks tell which answers keep the form, its preset goes the whole way."""
+"""data/assistant is what its topics make, its checks know which answers keep a form, its preset goes the whole way."""
 
 import json
 from collections import Counter

@@ -28,6 +28,11 @@ class Start(Enum):
     cohft = "cohft"
 
 
+class Routes(Enum):
+    own = "own"  # those that its router chooses
+    rollout = "rollout"  # those that the policy went through when it answered (R3, Ma et al. 2025)
+
+
 class Advantages(Enum):
     gae = "gae"  # each token against a critic's values (Schulman et al. 2016)
     group = "group"  # each answer against the mean of its query's, in their deviations: GRPO (Shao et al. 2024)
@@ -88,6 +93,7 @@ class Ppo:
     samples: int = 4  # answers per query
     keep: int = 2  # of a query's answers, so many are learnt from: the best and the worst (see rlhf.ppo.worth); 0: all
     max_new_tokens: int = 96
+    segment: int = 0  # of them in one iteration; a longer answer goes on in the next, with its weights. 0: all of them
     rewards: dict[str, float] = field(default_factory=lambda: {"model": 1.0, "rules": 1.0})  # terms and their weights
     terms: dict[str, str] = field(default_factory=dict)  # terms of your own by name: <module>.<function>
     normalise: bool = False  # each term less its mean and in its deviations, over all answers learnt from so far
@@ -98,6 +104,7 @@ class Ppo:
     epochs: int = 2
     minibatches: int = 4
     accumulate: int = 1  # micro-batches per minibatch
+    routes: Routes = Routes.own  # the experts through which the learner goes
     micro_tokens: int = 0  # or as many as hold so many tokens each, padding counted; 0: by accumulate
     lr: float = 1e-4  # not given, or 0: this for a model of ours, 3e-6 with parent.model
     critic_lr: float = 3e-4  # not given, or 0: this for a model of ours, 1e-5 with parent.model
@@ -154,6 +161,13 @@ class Ppo:
             raise InputError(f"ppo.dual_clip={self.dual_clip} must be greater than 1, such as 3; 0: none")
         if self.kl_target and self.kl_in is not KlIn.reward:
             raise InputError("ppo.kl_target moves the distance's weight in the reward; it needs ppo.kl_in=reward")
+        if self.segment < 0:
+            raise InputError(f"ppo.segment={self.segment} must not be negative")
+        if self.segment and (self.advantages is not Advantages.gae or self.keep or self.normalise):
+            raise InputError(
+                f"ppo.segment={self.segment} learns from answers that are not done by what a critic expects of "
+                "them; it needs ppo.advantages=gae ppo.keep=0 ppo.normalise=false"
+            )
         if self.micro_tokens and self.accumulate > 1:
             raise InputError("ppo.micro_tokens and ppo.accumulate both say how a minibatch is split; give one")
         if self.normalise and self.advantages is not Advantages.gae:

@@ -37,6 +37,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what its logit gets)
+    routes: bool = False  # for `generate`: tell which experts were chosen
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Token:
     logprob: float
     finish: Finish | None  # set on the last token of a request
     cached: int = 0  # tokens of the request's prompt that another one's row had
+    routes: Tensor | None = None  # on the last token, where the engine keeps them: of `Answer`
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Answer:
     tokens: list[int]  # the stop token included
     logprobs: list[float]
     finish: Finish
+    routes: Tensor | None = field(default=None, compare=False)  # [prompt and answer but the last, layers, k] experts
 
 
 @dataclass(eq=False)
@@ -96,6 +99,7 @@ class Engine:
     slots: int
     stop: tuple[int, ...]
     keep: int = 0  # rows of ended requests whose beginnings later ones may share, as a conversation's next turn does
+    routed: bool = False  # keep which experts were chosen
     _waiting: list[_Request] = field(default_factory=list)
     _active: list[_Request] = field(default_factory=list)
     _kept: list[_Request] = field(default_factory=list)  # the one used last at the end
@@ -136,6 +140,7 @@ class Engine:
         """One token for every request whose prompt is through, and as much of the other prompts as a step takes."""
         if self._rows is None:
             self._rows = rows_of(self.model, self.slots)
+            self._rows.routed = self.routed
         self._admit(self._rows)
         pieces, ended = [], []
         budget = self._rows.chunk or self.model.cfg.context * self.slots
@@ -209,7 +214,8 @@ class Engine:
                 finish = "stop"
             elif len(request.answer) == request.sampling.max_new_tokens:
                 finish = "length"
-            out.append(Token(request.name, token, logprob, finish, request.cached))
+            told = self._rows.routes(request.row) if finish and self.routed and self._rows else None
+            out.append(Token(request.name, token, logprob, finish, request.cached, told))
             if finish is not None:
                 self._release(request)
         return out
@@ -293,10 +299,12 @@ def generate(
     model: Decoder, prompts: list[list[int]], samplings: list[Sampling], *, stop: tuple[int, ...], slots: int = 64
 ) -> list[Answer]:
     """Answer every prompt, in the order given. Rows whose answer ended make room for the next prompt at once."""
-    engine = Engine(model, min(slots, max(1, len(prompts))), stop)
+    routed = any(sampling.routes for sampling in samplings)
+    engine = Engine(model, min(slots, max(1, len(prompts))), stop, routed=routed)
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     finishes: dict[int, Finish] = {}
+    routes: dict[int, Tensor | None] = {}
     for number, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
         engine.add(str(number), prompt, sampling)
     while not engine.idle:
@@ -305,5 +313,5 @@ def generate(
             tokens[number].append(token.id)
             logprobs[number].append(token.logprob)
             if token.finish is not None:
-                finishes[number] = token.finish
-    return [Answer(t, p, finishes[n]) for n, (t, p) in enumerate(zip(tokens, logprobs, strict=True))]
+                finishes[number], routes[number] = token.finish, token.routes
+    return [Answer(t, p, finishes[n], routes[n]) for n, (t, p) in enumerate(zip(tokens, logprobs, strict=True))]

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from moe.decoder import Decoder
-from moe.generation.rows import ByTorch
+from moe.generation.rows import ByTorch, Stepped
 
 _WIDTH = 64  # the least of a bucket
-Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
+Recorded = tuple[Stepped, Callable[[], None]]  # what a step gives, and what makes that anew
 
 
-def recorded(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """`step`, whose tensors stay where they are, as a CUDA graph: (its result, what makes that anew)."""
+def record(step: Callable[[], Stepped]) -> Recorded:
+    """`step`, whose tensors stay where they are, as a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -33,13 +32,15 @@ def recorded(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
 class ByGraph(ByTorch):
     """`ByTorch` whose steps are recorded once for each bucket. Where one cannot be, it says so and goes on without."""
 
-    def __init__(self, model: Decoder, slots: int, capture: Capture = recorded) -> None:
+    def __init__(
+        self, model: Decoder, slots: int, capture: Callable[[Callable[[], Stepped]], Recorded] = record
+    ) -> None:
         super().__init__(model, slots)
-        self._capture: Capture | None = capture
+        self._capture: Callable[[Callable[[], Stepped]], Recorded] | None = capture
         self._asked = torch.zeros(2, slots, dtype=torch.long, device=model.device)  # tokens and lengths
-        self._recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], None]]] = {}
+        self._recorded: dict[tuple[int, int], Recorded] = {}
 
-    def _states(self, tokens: list[int], lengths: list[int]) -> Tensor:
+    def _states(self, tokens: list[int], lengths: list[int]) -> Stepped:
         if self._capture is None:
             return super()._states(tokens, lengths)
         count = len(tokens)
@@ -54,11 +55,11 @@ class ByGraph(ByTorch):
                 print(f"decoding without CUDA graphs: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
                 self._capture = None
                 return super()._states(tokens, lengths)
-        result, again = self._recorded[rows, width]
+        (states, chosen), again = self._recorded[rows, width]
         again()
-        return result[:count]
+        return states[:count], None if chosen is None else chosen[:count]
 
-    def _step(self, rows: int, width: int) -> Tensor:
+    def _step(self, rows: int, width: int) -> Stepped:
         tokens, lengths = self._asked[:, :rows]
         return self._through(tokens, lengths, width)
 

@@ -15,6 +15,7 @@ from moe.decoder import Decoder, rotary
 from moe.kernels.decode.step import Place, Shape, Source, Step
 from moe.kernels.int8 import Int8
 
+Stepped = tuple[Tensor, Tensor | None]
 CHUNK = 256  # tokens of prompts that go through with a step's new tokens: more of them would make the others wait
 
 
@@ -27,6 +28,7 @@ class Piece(NamedTuple):
 
 
 class Rows(Protocol):
+    routed: bool  # whether what the router chooses is kept; set before a row is taken
     chunk: int  # a prompt may come in pieces, of so many tokens in a `feed`, and go on from a copy; 0: it comes whole
 
     def take(self, room: int) -> int:
@@ -36,6 +38,9 @@ class Rows(Protocol):
         """The first positions of a row become those of a new one. Where `chunk` is 0 nobody asks."""
 
     def free(self, row: int) -> None: ...
+
+    def routes(self, row: int) -> Tensor:
+        """The experts that were chosen for the tokens of a row [tokens, layers, k] int16, where `routed` is set."""
 
     def feed(self, pieces: Sequence[Piece]) -> Tensor:
         """Append the pieces to their rows -> logits [wanted pieces, V]. Where `chunk` is 0 every row that holds
@@ -93,11 +98,14 @@ class ByC:
         self._rooms: dict[int, int] = {}
         self._made = 0
         self._angles = torch.empty(2, 0, 0, device="cpu")
+        self.routed = False
+        self._routes: dict[int, list[Tensor]] = {}
 
     @torch.inference_mode()
     def take(self, room: int) -> int:
         row, self._made = self._made, self._made + 1
         self._caches[row], self._lengths[row], self._rooms[row] = self._step.cache(room), 0, room
+        self._routes[row] = []
         if room > self._angles.shape[1]:
             positions = torch.arange(max(room, 2 * self._angles.shape[1]), device="cpu")
             self._angles = torch.stack(rotary(self._cfg, positions)).squeeze(2).contiguous()
@@ -108,9 +116,14 @@ class ByC:
         assert not self._lengths[to] and length <= self._lengths[row]
         self._step.copy(self._caches[row], length, self._caches[to])
         self._lengths[to] = length
+        if self.routed:
+            self._routes[to] = [self.routes(row)[:length]]
 
     def free(self, row: int) -> None:
-        del self._caches[row], self._lengths[row], self._rooms[row]
+        del self._caches[row], self._lengths[row], self._rooms[row], self._routes[row]
+
+    def routes(self, row: int) -> Tensor:
+        return torch.cat(self._routes[row])
 
     def feed(self, pieces: Sequence[Piece]) -> Tensor:
         places, ends = [], []
@@ -123,7 +136,13 @@ class ByC:
             )
             if piece.wanted:
                 ends.append(len(places) - 1)
-        return self._step(places, ends, self._angles)
+        if not self.routed:
+            return self._step(places, ends, self._angles)
+        chosen = torch.empty(len(places), self._cfg.layers, self._cfg.top_k, dtype=torch.int16, device="cpu")
+        logits = self._step(places, ends, self._angles, chosen)
+        for piece, part in zip(pieces, chosen.split([len(piece.tokens) for piece in pieces]), strict=True):
+            self._routes[piece.row].append(part)
+        return logits
 
 
 class ByTorch:
@@ -140,11 +159,13 @@ class ByTorch:
         self._width = 0
         self._keys: list[Tensor] = []  # per layer [places, kv_heads, W, D]
         self._values: list[Tensor] = []
+        self.routed = False
+        self._routes: dict[int, list[Tensor]] = {}
 
     def take(self, room: int) -> int:
         row, self._made = self._made, self._made + 1
         self._held.append(row)
-        self._lengths[row], self._rooms[row] = 0, room
+        self._lengths[row], self._rooms[row], self._routes[row] = 0, room, []
         return row
 
     def copy(self, row: int, length: int, to: int) -> None:
@@ -160,7 +181,10 @@ class ByTorch:
             for cache in (*self._keys, *self._values):
                 cache[place, :, :length] = cache[last, :, :length]
             self._held[place] = moved
-        del self._lengths[row], self._rooms[row]
+        del self._lengths[row], self._rooms[row], self._routes[row]
+
+    def routes(self, row: int) -> Tensor:
+        return torch.cat(self._routes[row])
 
     @torch.inference_mode()
     def feed(self, pieces: Sequence[Piece]) -> Tensor:
@@ -193,6 +217,8 @@ class ByTorch:
                 self._keys[layer][place, :, : stop - start] = keys[start:stop].transpose(0, 1)
                 self._values[layer][place, :, : stop - start] = values[start:stop].transpose(0, 1)
             self._lengths[piece.row] = stop - start
+            if self.routed:
+                self._routes[piece.row].append(hidden.experts()[start:stop])
         ends = torch.tensor([starts[prompt + 1] - 1 for prompt in which], device=device)
         return hidden.states[ends]
 
@@ -201,30 +227,36 @@ class ByTorch:
         given = {piece.row: piece.tokens for piece in running}
         rows = self._held[: len(running)]
         assert set(rows) == set(given) and all(len(tokens) == 1 for tokens in given.values())
-        states = self._states([given[row][0] for row in rows], [self._lengths[row] for row in rows])
+        states, chosen = self._states([given[row][0] for row in rows], [self._lengths[row] for row in rows])
+        if chosen is not None:
+            for row, one in zip(rows, chosen.cpu().split(1), strict=True):
+                self._routes[row].append(one)
         for row in rows:
             self._lengths[row] += 1
         if rows == [piece.row for piece in running]:
             return states
         return states[[rows.index(piece.row) for piece in running]]
 
-    def _states(self, tokens: list[int], lengths: list[int]) -> Tensor:
-        """The states after a token for each of the first places, which hold so many."""
+    def _states(self, tokens: list[int], lengths: list[int]) -> Stepped:
+        """(the states [n, H] after a token for each of the first places, which hold so many; where `routed` the experts
+        [n, layers, k] that they went through)."""
         device = self._model.device
         given = torch.tensor(tokens, device=device), torch.tensor(lengths, device=device)
         return self._through(*given, max(lengths) + 1)
 
-    def _through(self, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
-        """tokens, lengths [n] of the first n places, within the first `width` positions -> states [n, H]."""
+    def _through(self, tokens: Tensor, lengths: Tensor, width: int) -> Stepped:
+        """tokens, lengths [n] of the first n places, within the first `width` positions -> what `_states` gives."""
         model, count, device = self._model, tokens.shape[0], tokens.device
         seen = (torch.arange(width, device=device) <= lengths.unsqueeze(1)).view(count, 1, 1, width)
         x = model.model.embed_tokens(tokens)
         rope = rotary(model.cfg, lengths)
         at = torch.arange(count, device=device), lengths
+        chosen = []
         for layer, keys, values in zip(model.model.blocks(), self._keys, self._values, strict=True):
-            x = layer.step(x, rope, keys[:count, :, :width], values[:count, :, :width], at, seen)
+            x, experts = layer.step(x, rope, keys[:count, :, :width], values[:count, :, :width], at, seen)
+            chosen.append(experts)
         states: Tensor = model.model.norm(x)
-        return states
+        return states, torch.stack(chosen, 1).to(torch.int16) if self.routed else None
 
     def _grown(self) -> None:
         """The cache lies elsewhere now."""

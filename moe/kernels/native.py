@@ -48,7 +48,7 @@ _KERNELS = {  # arguments but the last, the number of threads: p is a pointer, n
     "transpose": "ppnn",
     "attention": "pppppnnnnnn",
     "attention_backward": "pppppppnnnnnn",
-    "decode": "pppnpnpnnppf",
+    "decode": "pppnpnpnnpppf",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 

@@ -13,7 +13,7 @@ from conf.knobs.running import Cluster
 from moe.formats import hugging_face
 from rlhf.actors.ranks import together
 from rlhf.actors.trained import Trained
-from rlhf.forward import slices, spread, token_values
+from rlhf.forward import answer_scores, slices, spread, token_values
 from rlhf.losses import explained_variance
 from rlhf.messages import Batch
 from rlhf.objectives import value_objective
@@ -43,6 +43,13 @@ class Critic(Trained):
         fault.at("critic.values")
         said = self._of_each(slices(batch), partial(token_values, self.model))
         return spread(torch.cat(said), batch.mask)
+
+    @together
+    @torch.no_grad()
+    def edges(self, batch: Batch) -> Tensor:
+        """What it expects after the last token of each row [B]."""
+        fault.at("critic.values")
+        return torch.cat(self._of_each(slices(batch), partial(answer_scores, self.model))).float().cpu()
 
     @together
     def update(self, batch: Batch, values: Tensor, returns: Tensor) -> dict[str, float]:

@@ -28,7 +28,7 @@ def diagnosis(new: Tensor, old: Tensor, first: Tensor) -> str:
     if share >= 1 - _FEW:
         return (
             f"{told}: routes: {share:.0%} of the tokens are the same and few are far, as where a router that is near a "
-            "tie sends them to other experts"
+            "tie sends them to other experts; ppo.routes=rollout sends the learner's where the rollout's went"
         )
     return (
         f"{told}: weights: only {share:.0%} of the tokens are the same; the rollout computes with other weights, or in "

@@ -87,7 +87,7 @@ class Learner(Trained):
         rows = torch.arange(min(_LOOKED_AT, len(batch.tokens)))
         part = batch.rows(rows)
         self.model.eval()
-        new = token_logprobs(self.model, part)[0].cpu()
+        new = token_logprobs(self.model, part, routed=True)[0].cpu()
         self.model.train()
         old = part.logprobs[part.mask.bool()]
         if 0 < self.cfg.max_disagreement < float((new - old).abs().mean()):

@@ -9,7 +9,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.room import Bundle, check_room
 from conf.errors import InputError
-from conf.knobs.reinforcement import Seat, Seats, Ppo
+from conf.knobs.reinforcement import Ppo, Seat, Seats
 from conf.knobs.running import Cluster
 from conf.schema import Config
 

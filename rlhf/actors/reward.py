@@ -42,7 +42,7 @@ class Reward:
         """The rules' verdict on each answer."""
         fault.at("reward.judge")
         return [
-            self.domain_judge(query, self.tokenizer.decode(response.answer), response.finished)
+            self.domain_judge(query, self.tokenizer.decode(response.whole), response.finished)
             for query, response in zip(queries, responses, strict=True)
         ]
 

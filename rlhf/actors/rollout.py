@@ -30,10 +30,26 @@ class Rollout:
                 f"{request.key}: this rollout holds version {self.engine.version}"
             )
         fault.at("rollout.generate")
-        asked = [replace(sampling, seed=request.seed) for request in requests]
+        asked = [
+            replace(
+                sampling,
+                seed=request.seed,
+                begun=request.begun,
+                max_new_tokens=min(sampling.max_new_tokens, request.room or sampling.max_new_tokens),
+            )
+            for request in requests
+        ]
         answers = self.engine.generate([request.prompt for request in requests], asked)
         fault.at("rollout.generated")
         return [
-            Response(request.key, request.prompt, answer.tokens, answer.logprobs, answer.finish == "stop")
+            Response(
+                request.key,
+                request.prompt,
+                answer.tokens,
+                answer.logprobs,
+                answer.finish == "stop",
+                answer.routes,
+                request.begun,
+            )
             for request, answer in zip(requests, answers, strict=True)
         ]

@@ -1,4 +1,5 @@
-"""The weight of the distance from the first model, and the statistics of the reward's terms: read, moved and saved.
+"""The weight of the distance from the first model, the statistics of the reward's terms, and the answers that are not
+done: read, moved and saved.
 
 An iteration is a function of it and the actors' state, so that it lies in the same checkpoint.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 from cluster.storage import read_json, write_json
 from conf.errors import InputError
 from conf.knobs.reinforcement import KlIn, Ppo
+from rlhf.carried.segments import Segments
 from rlhf.rewards import Running
 
 FILE = "carried.json"
@@ -20,6 +22,7 @@ _MOST = 0.2  # of the weight, by which one horizon of answers moves it
 class Carried:
     kl_coef: float  # of the distance in the reward
     terms: dict[str, Running] = field(default_factory=dict)
+    segments: Segments = field(default_factory=Segments)
 
     @classmethod
     def of(cls, cfg: Ppo, checkpoint: Path | None) -> "Carried":
@@ -30,11 +33,13 @@ class Carried:
         saved = read_json(checkpoint / FILE)
         # a weight that nobody moves is the knob's
         coefficient = saved["kl_coef"] if cfg.kl_target else begins.kl_coef
-        return cls(coefficient, {name: Running(**of) for name, of in saved["terms"].items()})
+        segments = Segments.of(saved["segments"]) if "segments" in saved else Segments()
+        return cls(coefficient, {name: Running(**of) for name, of in saved["terms"].items()}, segments)
 
     def beside(self, write: Callable[[Path], None]) -> Callable[[Path], None]:
         """`write`, which writes a checkpoint's folder, with this as it is now in it."""
-        now = {"kl_coef": self.kl_coef, "terms": {name: asdict(of) for name, of in self.terms.items()}}
+        terms = {name: asdict(of) for name, of in self.terms.items()}
+        now = {"kl_coef": self.kl_coef, "terms": terms, "segments": self.segments.plain}
 
         def both(folder: Path) -> None:
             write(folder)

@@ -27,6 +27,17 @@ def test_weights_are_the_softmax_of_the_chosen_renormalised() -> None:
     assert routes.z.item() == pytest.approx(log(10.0) ** 2)
 
 
+def test_experts_that_are_given_weigh_by_their_own_probabilities() -> None:
+    gate = torch.tensor([[log(4.0)], [log(3.0)], [log(2.0)], [log(1.0)]], requires_grad=True)
+    routes = route(torch.ones(2, 1), gate, 2, given=torch.tensor([[3, 1], [-1, -1]]))
+    assert routes.experts.tolist() == [[3, 1], [0, 1]]
+    assert routes.weights[0].tolist() == pytest.approx([1 / 4, 3 / 4]) and routes.weights[1, 0].item() == pytest.approx(
+        4 / 7
+    )
+    routes.weights[0, 0].backward()  # w = p3 / (p3 + p1): dw/dlogit3 = w (1 - w), and of logit1 its negative
+    assert gate.grad is not None and gate.grad.flatten().tolist() == pytest.approx([0.0, -3 / 16, 0.0, 3 / 16])
+
+
 def test_an_even_router_has_balance_one() -> None:
     gate = 50 * torch.eye(4)
     routes = route(torch.eye(4), gate, 1)

@@ -87,8 +87,9 @@ def test_advantages_stay_as_they_are_where_nobody_whitens() -> None:
 
 def test_nothing_is_learnt_from_an_answer_that_was_cut_off_where_the_knob_says_so() -> None:
     done = [True, False, True]
-    assert heard(done, CFG).tolist() == [[1.0], [1.0], [1.0]]
-    assert heard(done, replace(CFG, cut_off=CutOff.mask)).tolist() == [[1.0], [0.0], [1.0]]
+    assert heard(done, [False] * 3, CFG).tolist() == [[1.0], [1.0], [1.0]]
+    assert heard(done, [False] * 3, replace(CFG, cut_off=CutOff.mask)).tolist() == [[1.0], [0.0], [1.0]]
+    assert heard(done, [False, True, False], replace(CFG, cut_off=CutOff.mask)).tolist() == [[1.0]] * 3
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)

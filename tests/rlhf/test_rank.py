@@ -218,7 +218,7 @@ def test_an_actor_that_dies_and_one_that_stops_change_no_answer(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    cfg = Config(rank=Rank(answers=3, max_new_tokens=12, actors=1, timeout=5.0))
+    cfg = Config(rank=Rank(answers=3, max_new_tokens=12, actors=1, timeout=10.0))
     cfg.cluster = Cluster(cpus_per_worker=0.2, threads=1)
     chat = save_chat(tmp_path / "chat")
     undisturbed = rank.answered(before.queries, before.tokenizer, chat, cfg)
@@ -227,7 +227,7 @@ def test_an_actor_that_dies_and_one_that_stops_change_no_answer(
     assert (chat / "SIGKILL").exists() and (chat / "SIGSTOP").exists()
     said = capfd.readouterr().err
     assert "it is started again (1 of rank.restarts=2)" in said
-    assert "rollout 0.generate: no answer within rank.timeout=5 seconds; " in said
+    assert "rollout 0.generate: no answer within rank.timeout=10 seconds; " in said
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)

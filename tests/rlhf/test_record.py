@@ -22,7 +22,7 @@ KEPT = [0, 2, 3]
 TEXTS = ["春 ab", "x", "好诗", "no"]
 
 
-def answered(tokenizer: Tokenizer) -> Answered:
+def answered(tokenizer: Tokenizer, *, routed: bool = False) -> Answered:
     asked = [
         Sample(id=f"q{n // 2}", task="say", messages=[{"role": "user", "content": f"? {n // 2}"}]) for n in range(4)
     ]
@@ -30,7 +30,8 @@ def answered(tokenizer: Tokenizer) -> Answered:
     for n, text in enumerate(TEXTS):
         ids = [*tokenizer.encode(text), tokenizer.im_end]
         logprobs = (-torch.rand(len(ids), generator=torch.Generator().manual_seed(n))).tolist()
-        responses.append(Response(Key(6, f"q{n // 2}", n % 2, 6), [5] * (2 + n), ids, logprobs, n != 1))
+        routes = torch.arange((1 + n + len(ids)) * 6, dtype=torch.int16).view(-1, 3, 2) if routed else None
+        responses.append(Response(Key(6, f"q{n // 2}", n % 2, 6), [5] * (2 + n), ids, logprobs, n != 1, routes))
     verdicts = [Verdict({"clear": 0.5}, n / 4, measures={"letters": 1.0}, reasons=("too short",)[:n]) for n in range(4)]
     return Answered(asked, responses, verdicts, TEXTS)
 
@@ -41,7 +42,7 @@ def tensors(batch: Batch) -> list[Tensor]:
 
 
 def write(folder: Path, tokenizer: Tokenizer, step: int = 7, *, critic: bool = True, **knobs: Any) -> Any:
-    every = answered(tokenizer)
+    every = answered(tokenizer, routed=not critic)
     batch = pad([every.responses[place] for place in KEPT])
     reference, values, advantages, returns = tensors(batch)
     cfg = replace(CFG, advantages=Advantages.gae if critic else Advantages.group, kl_in=KlIn.loss, **knobs)
@@ -66,6 +67,11 @@ def test_what_was_learnt_from_is_read_again_to_the_bit(chat: Path, tmp_path: Pat
     assert lesson.batch.version == batch.version == 6
     for name in ("tokens", "segments", "mask", "logprobs"):
         assert torch.equal(getattr(lesson.batch, name), getattr(batch, name))
+    if critic:
+        assert lesson.batch.routes is batch.routes is None
+    else:
+        assert lesson.batch.routes is not None and batch.routes is not None
+        assert torch.equal(lesson.batch.routes, batch.routes) and lesson.batch.routes.shape[2:] == (3, 2)
     assert torch.equal(lesson.reference, reference) and torch.equal(lesson.advantages, advantages)
     if critic:
         assert lesson.values is not None and lesson.returns is not None

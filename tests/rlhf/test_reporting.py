@@ -7,6 +7,7 @@ import torch
 
 from moe.tasks.task import Sample, Verdict
 from rlhf.messages import Key, Response, pad
+from rlhf.record import Answered
 from rlhf.reporting import Stopwatch, answer_metrics, hacked, learning_metrics, to_look_at
 
 RESPONSES = [
@@ -21,7 +22,7 @@ def query(name: str) -> Sample:
 
 def test_all_answers_are_measured() -> None:
     verdicts = [Verdict({}, 1.0, measures={"form": 1.0, "rhyme": 0.5}), Verdict({}, -0.5, measures={"form": 0.0})]
-    assert answer_metrics(verdicts, RESPONSES, ["one", "one"]) == {
+    assert answer_metrics(Answered([query("q")] * 2, RESPONSES, verdicts, ["one", "one"])) == {
         "rl/task/form": 0.5,
         "rl/task/rhyme": 0.5,  # of the answers that have it
         "rl/task/distinct": 0.5,

@@ -229,9 +229,11 @@ size decode_room(const model *m, size tokens, size threads, size longest) {
 #define STRIPS(n) (((n) + 15) / 16)
 
 /* logits [wanted, vocabulary] of the tokens `ends`. rope: cosines, then sines [angles, dim / 2]. longest: no position is
- * beyond it. room: as many floats as decode_room says. */
+ * beyond it. room: as many floats as decode_room says. routes [tokens, layers, chosen]: the experts that were chosen;
+ * nobody asks where it is none. */
 void decode(const model *m, const weight *weights, const place *places, size tokens, const int64_t *ends, size wanted,
-            const float *rope, size angles, size longest, float *room, float *logits, float eps, int threads) {
+            const float *rope, size angles, size longest, float *room, float *logits, int16_t *routes, float eps,
+            int threads) {
     const size hidden = m->hidden, h = whole(hidden), dim = m->dim, own = m->heads * dim, theirs = m->kv * dim;
     const size width = own + 2 * theirs, inner = m->inner, wide = whole(inner), k = m->chosen, group = m->heads / m->kv;
     const weight *last = weights + m->layers * PARTS;
@@ -289,6 +291,8 @@ void decode(const model *m, const weight *weights, const place *places, size tok
                     product(of(w[GATE], m->small), e, MIN(m->experts, e + 16), hidden, r.normal + i * h, h, 0, 1,
                             r.odds + i * m->experts + e, m->experts);
                 choose(r.odds + i * m->experts, m->experts, k, r.expert + i * k, r.share + i * k);
+                for (size j = 0; routes && j < k; j++)
+                    routes[(i * m->layers + layer) * k + j] = (int16_t)r.expert[i * k + j];
             }
 #pragma omp single
             sort(m, &r, tokens);

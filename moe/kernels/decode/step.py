@@ -104,9 +104,12 @@ class Step:
         cells = -(-length // LANES) * LANES * -(-self.shape.head_dim // LANES) * LANES
         to[:, :cells] = cache[:, :cells]
 
-    def __call__(self, places: Sequence[Place], ends: Sequence[int], rope: Tensor) -> Tensor:
+    def __call__(
+        self, places: Sequence[Place], ends: Sequence[int], rope: Tensor, routes: Tensor | None = None
+    ) -> Tensor:
         """Logits [len(ends), V] after those of the R tokens that `ends` names. rope [2, W, D/2]: cosines and sines of
-        all positions. Tokens of one sequence come in their order; their keys and values are written into its cache.
+        all positions. Tokens of one sequence come in their order; their keys and values are written into its cache, and
+        the experts that were chosen into routes [R, layers, k] int16.
 
         Raises IndexError for a token outside the vocabulary.
         """
@@ -131,7 +134,20 @@ class Step:
         room = self._room[-self._room.data_ptr() % 64 // 4 :]  # a vector lies in one cache line
         native.run(
             "decode",
-            *(self._shape, self._weights, table, tokens, wanted, len(ends), rope, rope.shape[1], longest, room, logits),
+            *(
+                self._shape,
+                self._weights,
+                table,
+                tokens,
+                wanted,
+                len(ends),
+                rope,
+                rope.shape[1],
+                longest,
+                room,
+                logits,
+                routes,
+            ),
             self._eps,
             threads=threads,
         )

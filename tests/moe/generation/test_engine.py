@@ -225,7 +225,26 @@ def test_the_next_turn_goes_on_from_what_the_last_one_left(in_c: bool, fed: list
     assert fed[::2] == [20, 4 if in_c else 25, 25, 25] and rows == [1] * 4 * in_c
 
 
+def test_the_routes_of_an_answer_are_those_of_a_pass_over_the_whole_text(in_c: bool, model: Decoder) -> None:
+    begin = prompts(4)[3] * 4  # three go on from a copy of the first one's rows
+    given = [[*begin, *prompt] for prompt in prompts(3)] + prompts(2)
+    answers = generate(model, given, [Sampling(9, seed=i, routes=True) for i in range(5)], stop=STOP, slots=3)
+    for prompt, answer in zip(given, answers, strict=True):
+        row = torch.tensor([[*prompt, *answer.tokens[:-1]]])
+        with torch.no_grad():
+            right = model(row, torch.ones_like(row)).experts()
+        assert answer.routes is not None and torch.equal(answer.routes.sort(-1).values, right.sort(-1).values)
+    assert generate(model, given[:1], [Sampling(2)], stop=STOP)[0].routes is None
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "what goes on from a copy knows the routes of the beginning",
+        "moe/generation/rows.py",
+        "            self._routes[to] = [self.routes(row)[:length]]\n",
+        "            self._routes[to] = [self.routes(row)[:length] * 0]\n",
+        "test_the_routes_of_an_answer_are_those_of_a_pass_over_the_whole_text",
+    ),
     (
         "generation with a cache equals generation without",
         "moe/generation/rows.py",

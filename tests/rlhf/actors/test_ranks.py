@@ -13,7 +13,7 @@ import ray
 
 from cluster.storage import sha256
 from conf.errors import InputError
-from conf.knobs.reinforcement import Actors, Seat, Seats, Rollouts
+from conf.knobs.reinforcement import Actors, Rollouts, Seat, Seats
 from conf.knobs.running import Cluster
 from conf.schema import Config
 from rlhf.actors import placement

@@ -58,8 +58,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "an answer hangs on its request's own seed",
         "rlhf/actors/rollout.py",
-        "replace(sampling, seed=request.seed) for request in requests",
-        "replace(sampling, seed=place) for place, request in enumerate(requests)",
+        "                seed=request.seed,\n",
+        "                seed=requests.index(request),\n",
         "test_a_reissued_request_gives_the_same_sample_in_any_company",
     ),
     (

@@ -1,0 +1,73 @@
+"""The graph without Ray: each actor is an object of this process, which does at once what is asked of it.
+
+What the loop makes of its actors' answers takes a second this way; that they may die is tested with Ray.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conf.schema import Config
+from rlhf import graph as graph_module
+from rlhf.graph import Graph
+from rlhf.messages import Weights
+from rlhf.supervisor import Ask, Post
+from tests.rlhf.graphs import Before
+
+
+class Obedient:
+    """As `rlhf.supervisor.Supervisor`, of actors that never fail."""
+
+    def __init__(self, posts: Mapping[str, Post], **_: Any) -> None:
+        self.posts = dict(posts)
+        self.asked: list[Ask] = []
+
+    def start(self) -> None:
+        for name in self.posts:
+            self.renew(name)
+
+    def renew(self, name: str) -> None:
+        self.posts[name].handle = self.posts[name].make()
+
+    def ask(self, asks: Sequence[Ask]) -> list[Any]:
+        results = []
+        for ask in asks:
+            self.asked.append(ask)
+            found = getattr(self.posts[ask.actor].handle, ask.method)(*ask.args)
+            found = found[1] if ask.kept else found
+            assert not (why := ask.unfit(found)), why
+            results.append(found)
+        return results
+
+    def mend(self) -> None: ...
+
+    def progressed(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Remote:
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        self.remote = kind
+
+    def options(self, **_: Any) -> "_Remote":
+        return self
+
+
+@contextmanager
+def alone(before: Before, cfg: Config) -> Iterator[Graph]:
+    """A graph that `cfg` asks for."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(graph_module, "ray", SimpleNamespace(remote=_Remote, put=lambda value: value))
+        patched.setattr(graph_module, "Supervisor", Obedient)
+        patched.setattr(graph_module, "check_room", lambda *_, **__: None)
+        yield before.start(cfg)
+
+
+def weights(graph: Graph) -> Weights:
+    """The policy's."""
+    made: Weights = graph.supervisor.posts["learner"].handle.weights()  # type: ignore[union-attr]
+    return made
