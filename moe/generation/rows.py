@@ -229,7 +229,8 @@ class ByTorch:
         assert set(rows) == set(given) and all(len(tokens) == 1 for tokens in given.values())
         states, chosen = self._states([given[row][0] for row in rows], [self._lengths[row] for row in rows])
         if chosen is not None:
-            for row, one in zip(rows, chosen.cpu().split(1), strict=True):
+            kept = chosen.to("cpu", copy=True)  # what is there is overwritten by the next step
+            for row, one in zip(rows, kept.split(1), strict=True):
                 self._routes[row].append(one)
         for row in rows:
             self._lengths[row] += 1
