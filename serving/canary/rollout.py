@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.feedback import FILE, for_training
 from conf.errors import InputError
@@ -89,7 +89,7 @@ class Rollout:
         self.fleet.end()
         self._began = False
 
-    def _write(self, trial: Trial, **changes: object) -> Trial:
-        trial = replace(trial, **changes)  # type: ignore[arg-type]
+    def _write(self, trial: Trial, **changes: Any) -> Trial:
+        trial = replace(trial, **changes)
         trials.write(self.run, trial)
         return trial

@@ -2,9 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,15 +49,15 @@ class Told:
         self.said.append("end")
 
 
-def asked(run: Path, **how: object) -> Trial:
+def asked(run: Path, **how: Any) -> Trial:
     trial = Trial("next", "new", "", share=0.4, votes=24, confidence=0.95, tolerance=0.05, asked=time.time())
-    trial = replace(trial, **how)  # type: ignore[arg-type]
+    trial = replace(trial, **how)
     trials.write(run, trial)
     return trial
 
 
-def rollout(run: Path, **how: object) -> Rollout:
-    return Rollout(run, Told(run), "old", "demo-rl", every=0.0, wait=lambda _: None, **how)  # type: ignore[arg-type]
+def rollout(run: Path) -> Rollout:
+    return Rollout(run, Told(run), "old", "demo-rl", every=0.0, wait=lambda _: None)
 
 
 def people(run: Path, each: Rollout, likes: dict[str, float]) -> Trial:
@@ -166,8 +166,8 @@ def models(tiny: Tiny, tmp_path: Path) -> tuple[Config, Path]:
 def test_the_command_asks_for_a_trial_once_and_says_what_is_wrong(models: tuple[Config, Path]) -> None:
     cfg, candidate = models
 
-    def wanted(**knobs: object) -> Trial:
-        return promote.wanted(replace(cfg, promote=Promote(**knobs)))  # type: ignore[arg-type]
+    def wanted(**knobs: Any) -> Trial:
+        return promote.wanted(replace(cfg, promote=Promote(**knobs)))
 
     with pytest.raises(InputError, match="promote.model is empty"):
         wanted()
@@ -186,9 +186,9 @@ def test_the_command_asks_for_a_trial_once_and_says_what_is_wrong(models: tuple[
 @pytest.mark.parametrize(
     ("knob", "value"), [("share", 0.0), ("share", 1.0), ("confidence", 0.5), ("votes", 0), ("tolerance", 1.5)]
 )
-def test_a_knob_that_cannot_work_is_refused(knob: str, value: float) -> None:
+def test_a_knob_that_cannot_work_is_refused(knob: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"promote.{knob}"):
-        Promote(**{knob: value})  # type: ignore[arg-type]
+        Promote(**{knob: value})
 
 
 def test_a_promoted_model_is_served_from_then_on(models: tuple[Config, Path]) -> None:
@@ -214,7 +214,10 @@ def test_the_file_is_whole_or_named(tmp_path: Path) -> None:
 def test_following_a_trial_ends_with_it(tmp_path: Path) -> None:
     trial = asked(tmp_path)
     states = iter([replace(trial, state="serving"), replace(trial, state="promoted")])
-    wait: Callable[[float], None] = lambda _: trials.write(tmp_path, next(states))  # noqa: E731
+
+    def wait(_: float) -> None:
+        trials.write(tmp_path, next(states))
+
     assert [each.state for each in promote.followed(tmp_path, wait)] == ["asked", "serving", "promoted"]
 
 

@@ -33,11 +33,8 @@ def candidate(tiny: Tiny, tmp_path: Path) -> Path:
 def test_a_candidate_is_tried_judged_and_takes_over(
     served_address: str, served_cfg: Config, tiny: Tiny, candidate: Path
 ) -> None:
-    run, fleet, old, new = (
-        served_cfg.run.folder,
-        ServeFleet(served_cfg, "tiny", ()),
-        *map(version, (tiny.folder, candidate)),
-    )
+    run, fleet = served_cfg.run.folder, ServeFleet(served_cfg, "tiny", ())
+    old, new = version(tiny.folder), version(candidate)
     rollout = Rollout(run, fleet, old, "tiny", every=0.0)
     knobs = replace(served_cfg.promote, model=str(candidate), share=0.5, votes=6)
     trials.write(run, promote.wanted(replace(served_cfg, promote=knobs)))
