@@ -57,9 +57,8 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._behind and (
-            root := scope.get("root_path", "").rstrip("/")
-        ):  # where Serve has the app is nobody's business
+        root = scope.get("root_path", "").rstrip("/") if self._behind else ""
+        if root:  # where Serve has the app is nobody's business
             path = scope["path"].removeprefix(root)
             scope = dict(scope) | {"path": path, "raw_path": path.encode(), "root_path": ""}
         try:

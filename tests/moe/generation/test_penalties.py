@@ -73,6 +73,7 @@ SAMPLINGS = [
     Sampling(12, temperature=0.0, logit_bias=((17, 100.0),)),
     Sampling(12, seed=3, min_p=0.1, repetition_penalty=1.1, logit_bias=((8, -100.0),)),
     Sampling(12, temperature=0.0, frequency_penalty=2.0),
+    Sampling(12, temperature=0.0, frequency_penalty=2.0, logit_bias=((17, 12.0),)),  # again and again, to an end
 ]
 
 

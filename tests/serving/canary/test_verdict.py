@@ -76,6 +76,7 @@ def test_it_is_looked_at_a_few_times_and_not_before_there_are_votes() -> None:
     assert look.verdict(Counts(8, 2), Counts(7, 3)).state == "serving"
     assert look.verdict(Counts(0, 19), Counts(19, 0)).state == "serving"  # not due yet
     assert look.verdict(Counts(60, 20), Counts(56, 24)).state == "promoted"
+    assert Looks(TRIAL).verdict(Counts(30, 50), Counts(60, 20)).state == "rolled back"
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)

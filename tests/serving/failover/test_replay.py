@@ -38,8 +38,8 @@ class Replicas:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, kind, bodies, ends = self.lives.pop(0)
-        headers = dict(scope["headers"])
-        self.asked.append(((await receive())["body"], headers[HEADER.encode()].decode()))
+        [drawn] = [value for name, value in scope["headers"] if name == HEADER.encode()]
+        self.asked.append(((await receive())["body"], drawn.decode()))
         if status:
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]})
         for place, body in enumerate(bodies):
