@@ -74,6 +74,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "from openai": Elsewhere("tests/serving/test_endpoint.py::test_the_readmes_client_is_answered"),
     "python -m serving.serve": Elsewhere("tests/serving/test_serve.py::test_the_command_answers_and_ends_when_asked"),
     "python -m serving.chat": Elsewhere("tests/serving/test_chat.py::test_the_command_talks_until_the_end_of_input"),
+    "python -m serving.promote": Elsewhere(
+        "tests/serving/canary/test_rollout.py::test_the_command_asks_for_a_trial_once_and_says_what_is_wrong"
+    ),
     "python -m rlhf.rank run.name=demo rank.judges=[feedback]": Elsewhere(
         "tests/rlhf/judges/test_feedback.py::test_the_stage_ranks_what_people_said_and_forgets_what_they_forget"
     ),

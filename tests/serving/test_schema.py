@@ -78,7 +78,7 @@ def test_edges_of_every_bound_are_accepted() -> None:
         ("repetition_penalty", 0, "repetition_penalty"),
         ("min_p", 1.01, "min_p"),
         ("logit_bias", {"5": 101}, "logit_bias"),
-        ("logit_bias", {"five": 1}, "logit_bias"),
+        ("logit_bias", {"five": 1}, "logit_bias.five"),
         ("logit_bias", {"-1": 1}, "logit_bias"),
         ("logit_bias", {str(token): 1 for token in range(1025)}, "logit_bias"),
         ("logit_bias", [5], "logit_bias"),
