@@ -72,7 +72,7 @@ def asked(cfg: Config, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if not cfg.forget.records and not cfg.forget.ids:
         raise InputError("say which records: 'forget.records=[data/poems.jsonl.gz:17]' or 'forget.ids=[4711]'")
     found: dict[int, dict[str, Any]] = {}
-    places: dict[str, None] = {}
+    places: dict[str, Any] = {}
     for record in map(str, cfg.forget.records):
         own = own_places(cfg.run.folder, record)
         places |= dict.fromkeys(own)

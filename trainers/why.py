@@ -69,7 +69,7 @@ def back(run: Path, stage: str, step: int) -> list[str]:
     """What a step of a stage saw, and of which records each was made, by their places."""
     seen = at_step(run, stage, step)
     numbers = {int(one.removeprefix(CORPUS)) for origin in seen.values() for one in origin if one.startswith(CORPUS)}
-    by_number = {}
+    by_number: dict[int, str] = {}
     if numbers and list((run / "corpus").glob(f"{LEDGER}-*.parquet")):
         wanted = pa.array(sorted(numbers))
         by_number = {

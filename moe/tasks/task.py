@@ -44,7 +44,8 @@ class Sample:
     label: str | None = None  # the one right answer, or what a right answer names
     muted: tuple[int, ...] = ()  # the messages, by their place, whose answers are not learnt: they carry no loss
     fields: Mapping[str, Any] = field(default_factory=dict)  # reference(s), choices, checks, and the domain's own
-    origin: tuple[str, ...] = ()  # what it was made of: file:line of a user's own, or see `of_corpus`
+    # what it was made of: file:line of a user's own, or see `of_corpus`; two samples that say the same are the same
+    origin: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, line: Mapping[str, Any]) -> "Sample":

@@ -222,7 +222,7 @@ def numbered(what: str, found: Sequence[object]) -> str:
 
 def own_files(run: Path) -> list[str]:
     """The files of a user's own that stages of the run have read beside the corpus's: samples, queries, rankings."""
-    found: dict[str, None] = {}
+    found: dict[str, Any] = {}
     for _, manifest in stages_of(run):
         config = manifest["config"]
         tables = (config.get("rankings"), config.get("sft", {}).get("files"), config.get("tasks", {}).get("queries"))

@@ -179,7 +179,7 @@ def test_samples_of_the_corpus_say_which_record_they_are_of(tmp_path: Path) -> N
     for one in (*made["train"], *made["val"]):
         (origin,) = one.origin
         assert one.messages[0]["content"] in texts[int(origin.removeprefix("corpus:"))]
-        assert Sample.of(json.loads(json.dumps(one.line))) == one
+        assert Sample.of(json.loads(json.dumps(one.line))).origin == one.origin
 
 
 def test_an_own_record_is_forgotten_with_its_copies_and_stays_away(cfg: Config) -> None:
