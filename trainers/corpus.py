@@ -62,8 +62,7 @@ def main(cfg: Config) -> dict[str, Any]:
     samples = expand(cfg.corpus.against, "corpus.against")
     sources = {path: digest(path) for path in [*files, *samples]}
     settings: dict[str, Any] = {"corpus": cfg.corpus, "sources": sources, "steps": versions(cfg.corpus)}
-    if left := Forgotten.of(cfg.run.folder / FORGOTTEN).version:
-        settings["forgotten"] = {"version": left}
+    settings |= Forgotten.of(cfg.run.folder / FORGOTTEN).setting
     if cfg.corpus.score:
         settings["model"] = score.digests(cfg.corpus.score)
     with open_stage(cfg, "corpus", reads=[], settings=settings) as stage:
@@ -109,7 +108,7 @@ def collect(
         gone = copies.together(gone, copies.near_copies(there, passed, cfg.near, spread))
     shards.save(folder / "gone.npy", gone)
     totals = gather.gather(there, cfg, target, spread)
-    report.write(there, target, totals, tallies, spread)
+    report.write(there, target, totals, tallies, spread, score.sources(cfg))
     names = [*TOLD, *(f"{split}_{what}" for split in SPLITS for what in ("documents", "characters"))]
     return {name: totals[name] for name in names}
 

@@ -11,7 +11,7 @@ FRAME = Path(__file__).parents[2] / "cluster" / "report.html"
 FILES = 500  # rows of the table; report.json has all
 ABOUT = (
     "What became of the text: every step's documents, what went and by which number, and which copies were found. "
-    '<a href="../report.html">The run</a>; one record: <code>python -m trainers.clean.why why.record=FILE:LINE</code>'
+    '<a href="../report.html">The run</a>; one record: <code>python -m trainers.why why.record=FILE:LINE</code>'
 )
 
 
@@ -22,19 +22,26 @@ def page(told: Mapping[str, Any]) -> str:
         "Steps": _steps(told["steps"]),
         "Why documents went": _samples(told["samples"], told["rejected"]),
         "Near copies": _pairs(told["pairs"]),
-        "Languages": _counts(told["languages"], "Language"),
+        "Languages": _counts(told["languages"], "Language") + _flows(told["flows"]["language"], "Language"),
+        "Sources": _counts(told["sources"], "Source") + _flows(told["flows"]["source"], "Source"),
         "Buckets": _counts(told["buckets"], "Bucket"),
         "Lengths": _lengths(told["lengths"]),
         "Files": _counts(dict(list(told["files"].items())[:FILES]), "File"),
     }
-    shown = {title: body for title, body in sections.items() if body}
-    anchors = {title: re.sub(r"\W+", "-", title.lower()) for title in shown}
+    return frame("The corpus", ABOUT, sections)
+
+
+def frame(title: str, about: str, sections: Mapping[str, str]) -> str:
+    """A page with these sections, {heading: HTML}, those that are empty left out."""
+    shown = {heading: body for heading, body in sections.items() if body}
+    anchors = {heading: re.sub(r"\W+", "-", heading.lower()) for heading in shown}
     return Template(FRAME.read_text(encoding="utf-8")).substitute(
-        run="The corpus",
-        about=ABOUT,
-        links="".join(f'<a href="#{anchors[title]}">{escape(title)}</a>' for title in shown),
+        run=title,
+        about=about,
+        links="".join(f'<a href="#{anchors[heading]}">{escape(heading)}</a>' for heading in shown),
         body="\n".join(
-            f'<section id="{anchors[title]}"><h2>{escape(title)}</h2>{body}</section>' for title, body in shown.items()
+            f'<section id="{anchors[heading]}"><h2>{escape(heading)}</h2>{body}</section>'
+            for heading, body in shown.items()
         ),
     )
 
@@ -124,7 +131,19 @@ def _counts(counts: Mapping[str, Mapping[str, int]], what: str) -> str:
     return table([what, *names], [[key, *(row.get(name, 0) for name in names)] for key, row in counts.items()])
 
 
-_FIRST = ("records", "documents", "kept", "characters")
+def _flows(flows: Mapping[str, Sequence[Mapping[str, Any]]], what: str) -> str:
+    """A row for each step that took something from a source or a language, and for the steps' end."""
+    rows = []
+    for name, steps in flows.items():
+        taking = [step for step in steps if step["kept"] < step["documents"]]
+        for step in taking:
+            numbers = [step[column] for column in ("documents", "kept", "characters", "kept_characters")]
+            rows.append([name, step["name"], *numbers, f"{1 - step['kept'] / step['documents']:.1%}"])
+    head = [what, "Step", "Documents in", "Documents out", "Characters in", "Characters out", "Gone"]
+    return table(head, rows)
+
+
+_FIRST = ("records", "documents", "kept", "characters", "characters_in")
 
 
 def _lengths(lengths: Mapping[str, Mapping[str, int]]) -> str:

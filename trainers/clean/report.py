@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.storage import write_file, write_json
-from trainers.clean import shards
+from trainers.clean import flow, shards
 from trainers.clean.copies import Shards, Spread
 from trainers.clean.gather import LEDGER
 from trainers.clean.page import page
@@ -26,20 +26,27 @@ REPORT = "report"
 
 
 def write(
-    there: Shards, target: Path, totals: Mapping[str, int], tallies: Mapping[str, Tally], spread: Spread
+    there: Shards,
+    target: Path,
+    totals: Mapping[str, int],
+    tallies: Mapping[str, Tally],
+    spread: Spread,
+    sources: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write the report of the corpus in `target` beside it; what report.json holds."""
+    """Write the report of the corpus in `target` beside it; what report.json holds. `sources`: {file: its source}."""
     ledgers = [{"ledger": path.name} for path in sorted(target.glob(f"{LEDGER}-*.parquet"))]
     whole: dict[str, Any] = {
         "files": {},
         "languages": {},
+        "sources": {},
+        "ends": {"source": {}, "language": {}},
         "buckets": {},
         "steps": {},
         "lengths": {},
         "samples": {},
         "pairs": [],
     }
-    for part in spread(summary, {"target": str(target)}, ledgers):
+    for part in spread(summary, {"target": str(target), "sources": dict(sources)}, ledgers):
         _add(whole, part)
     pairs = [_pair(there, pair) for pair in whole["pairs"]]
     told = {
@@ -47,6 +54,12 @@ def write(
         "steps": _steps(totals, tallies),
         "rejected": {step: dict(sorted(rules.items())) for step, rules in sorted(whole["steps"].items())},
         "languages": dict(sorted(whole["languages"].items())),
+        "sources": dict(sorted(whole["sources"].items())),
+        "flows": {
+            what: {name: flow.flow(there_of, tallies) for name, there_of in sorted(ends.items())}
+            for what, ends in whole["ends"].items()
+        },
+        "source_of": {file: sources[file] for file in sorted(sources)},
         "buckets": {name: _mean(counts) for name, counts in sorted(whole["buckets"].items())},
         "lengths": dict(sorted(whole["lengths"].items(), key=lambda item: int(item[0]))),
         "files": dict(sorted(whole["files"].items())),
@@ -68,6 +81,7 @@ def summary(folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
     languages = pc.if_else(pc.equal(table["language"], ""), "other", table["language"])
     bits = pa.array(np.frexp(table["characters"].to_numpy())[1].astype(str).tolist())  # of the number of characters
     counted = table.append_column("end", ends).append_column("named", languages).append_column("bits", bits)
+    counted = counted.append_column("source", flow.sourced(counted, item["sources"]))
     there = counted.filter(pc.invert(pc.is_in(table["step"], pa.array(["read", "empty"]))))
     gone = table.filter(pc.not_equal(table["step"], ""))
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -81,6 +95,8 @@ def summary(folder: Path, item: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "files": _by(counted, "file", "records"),
         "languages": _by(there, "named", "documents"),
+        "sources": _by(there, "source", "documents"),
+        "ends": {"source": flow.ends(there, "source"), "language": flow.ends(there, "named")},
         "lengths": _by(there, "bits", "documents"),
         "buckets": _buckets(there),
         "steps": _rules(gone),
@@ -101,11 +117,13 @@ def _rules(gone: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _by(table: pa.Table, column: str, every: str) -> dict[str, dict[str, int]]:
-    """{value of a column: {`every`: rows, what became of them: rows, characters: of those that stay}}."""
+    """{value of a column: {`every`: rows, what became of them: rows, characters_in: of all, characters: of those that
+    stay}}."""
     found: dict[str, Counter[str]] = {}
     for row in table.group_by([column, "end"]).aggregate([("id", "count"), ("characters", "sum")]).to_pylist():
         counts = found.setdefault(row[column], Counter())
         counts.update({every: row["id_count"], row["end"]: row["id_count"]})
+        counts["characters_in"] += row["characters_sum"] or 0
         if row["end"] == "kept":
             counts["characters"] += row["characters_sum"]
     return {value: dict(counts) for value, counts in found.items()}
@@ -144,7 +162,9 @@ def _drawn(found: Iterable[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def _add(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for what in ("files", "languages", "buckets", "steps", "lengths"):
+    for what, ends in part["ends"].items():
+        flow.added(whole["ends"][what], ends)
+    for what in ("files", "languages", "sources", "buckets", "steps", "lengths"):
         for name, counts in part[what].items():
             whole[what][name] = dict(Counter(whole[what].get(name, {})) + Counter(counts))
     for rule, found in part["samples"].items():

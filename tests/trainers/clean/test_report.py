@@ -13,7 +13,7 @@ from conf.schema import Config
 from tests.cluster.test_report import Tags
 from tests.trainers.clean.direct import collected
 from trainers.clean.page import table
-from trainers.clean.why import main
+from trainers.why import main
 
 POEM = "床前明月光，疑是地上霜。举头望明月，低头思故乡。<b>白日依山尽，黄河入海流。</b>欲穷千里目，更上一层楼。"
 
@@ -74,7 +74,18 @@ def test_the_report_has_every_step_and_shows_what_went(cfg: Config) -> None:
         "near": 1,
         "read": 1,
         "characters": first["characters"],
+        "characters_in": first["characters_in"],
     }
+    a, b = told["sources"]["a"], told["sources"]["b"]
+    assert (a["documents"], a["kept"], b["documents"], b["kept"]) == (5, 2, 1, 1)
+    assert a["characters_in"] > a["characters"] > 0 and b["characters_in"] == b["characters"]
+    assert [(step["name"], step["documents"], step["kept"]) for step in told["flows"]["source"]["a"]] == [
+        ("rules", 5, 4), ("pii", 4, 4), ("exact", 4, 3), ("near", 3, 2),
+    ]  # fmt: skip
+    ends = told["flows"]["source"]["a"][-1]["kept_characters"], told["flows"]["source"]["b"][-1]["kept_characters"]
+    assert ends == (a["characters"], b["characters"])  # what comes out of the last step is what is kept
+    assert told["flows"]["language"]["zh"][0]["documents"] == 6
+    assert told["source_of"] == {file: name for file, name in zip(cfg.corpus.files, "ab", strict=True)}
     html = (folder / "report.html").read_text()
     tags = Tags()
     tags.feed(html)
@@ -111,6 +122,13 @@ def test_the_life_of_a_record(cfg: Config, capsys: pytest.CaptureFixture[str]) -
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
+        "what comes out of one step goes into the next",
+        "trainers/clean/flow.py",
+        "        left = after\n",
+        "",
+        "test_the_report_has_every_step_and_shows_what_went",
+    ),
+    (
         "the corpus report shows a text as text",
         "trainers/clean/page.py",
         'return escape(text.strip()).replace("\\n", "<br>") or',
@@ -119,14 +137,14 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     ),
     (
         "the life of a copy names whose copy it is",
-        "trainers/clean/why.py",
+        "trainers/why.py",
         '(twin,) = by_id(folder, life["twin"])',
         '(twin,) = by_id(folder, life["id"])',
         None,
     ),
     (
         "a life ends at the step that rejected",
-        "trainers/clean/why.py",
+        "trainers/why.py",
         "        if name == step:\n",
         "        if False:\n",
         None,
