@@ -54,6 +54,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
         "val_fraction test_fraction steps languages sensitive lexicon limits pii against score buckets weights tail "
         "near",
     },
+    "proxy": {_DECIDES: "by corpora held_out documents tokens batch_rows row_length seeds", _FREE: "timeout"},
     "why": {_FREE: "record id stage step"},
     "forget": {_FREE: "records ids"},  # what the corpus obeys is the list that they end in
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},
@@ -73,6 +74,11 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "judge": {
         _DECIDES: "url model folder compare votes temperature max_new_tokens retries",
         _FREE: "key_env concurrency per_minute timeout max_missing",
+    },
+    "teach": {
+        _DECIDES: "passages characters least questions temperature max_new_tokens grounded copied alike least_question "
+        "most_question least_answer most_answer easiest hardest turns related",
+        _FREE: "max_lost",
     },
     "label": {_FREE: "files out"},
     "reward": _and({_DECIDES: "loss principles files max_bad_fraction row_length held_out"}),

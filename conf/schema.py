@@ -12,7 +12,8 @@ from conf.knobs.checks import numbers
 from conf.knobs.model import Adapt, Compute, Convert, Gpu, Model, Parent, Planner, Prune
 from conf.knobs.reinforcement import Compare, Inspect, Ppo, Replay
 from conf.knobs.running import Cluster, Evaluate, Pipeline, Promote, Run, Serve, Sweep, Tracker
-from conf.knobs.text import Corpus, Forget, Tokenizer, Tokens, Why
+from conf.knobs.teacher import Teach
+from conf.knobs.text import Corpus, Forget, Proxy, Tokenizer, Tokens, Why
 from conf.knobs.training import Checkpoints, Doctor, Optim, Pretrain, Sft, Spikes
 
 
@@ -30,6 +31,7 @@ class Config:
     gpu: Gpu = field(default_factory=Gpu)
     plan: Planner = field(default_factory=Planner)
     corpus: Corpus = field(default_factory=Corpus)
+    proxy: Proxy = field(default_factory=Proxy)
     why: Why = field(default_factory=Why)
     forget: Forget = field(default_factory=Forget)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
@@ -40,6 +42,7 @@ class Config:
     sft: Sft = field(default_factory=Sft)
     rank: Rank = field(default_factory=Rank)
     judge: Judge = field(default_factory=Judge)
+    teach: Teach = field(default_factory=Teach)
     label: Label = field(default_factory=Label)
     reward: Reward = field(default_factory=Reward)
     hfft: Hfft = field(default_factory=Hfft)

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers.clean": {"conf", "cluster", "moe.tasks", "trainers.files", "trainers.clean"},
     "trainers.rows": {"conf", "moe", "cluster", "trainers.files", "trainers.rows"},
     "trainers.trail": {"conf", "moe.tasks.task", "cluster", "trainers.files", "trainers.rows", "trainers.trail"},
+    "trainers.proxy": {"conf", "moe", "cluster", "trainers"},
     "trainers.loop": {"conf", "moe", "cluster", "trainers.rows", "trainers.loop"},
     "rlhf": {"conf", "moe", "cluster", "rlhf"},
     "rlhf.actors": {"conf", "moe", "rlhf.actors", "rlhf.forward", "rlhf.losses", "rlhf.messages", "rlhf.objectives"}

@@ -80,6 +80,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "python -m rlhf.rank run.name=demo rank.judges=[feedback]": Elsewhere(
         "tests/rlhf/judges/test_feedback.py::test_the_stage_ranks_what_people_said_and_forgets_what_they_forget"
     ),
+    "python -m rlhf.teacher.teach": Elsewhere(
+        "tests/rlhf/teacher/test_teach.py::test_a_real_server_teaches_and_nothing_wrong_enters"
+    ),
     "python -m rlhf.judges.label": Elsewhere(
         "tests/rlhf/judges/test_people.py::test_jsonl_goes_out_and_comes_back_as_it_was"
     ),
@@ -107,6 +110,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     ),
     "python -m trainers.corpus run.name=clean": Small("corpus.max_documents=300", "runs/clean/corpus/report.html"),
     "python -m trainers.why": Small("", "runs/clean/corpus/report.json"),
+    "python -m trainers.proxy.compare": Small(
+        "preset=test run.name=demo proxy.tokens=20000 proxy.documents=50", "runs/demo/proxy/report.html"
+    ),
     "python -m trainers.forget": Small("", "runs/clean/forgotten.jsonl"),
     "# my_steps.py": Elsewhere("tests/test_readme.py::test_the_step_of_the_readme_decides"),
     "python -m trainers.pretrain --help": Small(quick=True),

@@ -110,6 +110,31 @@ class Tokens:
         positive("tokens", self, "row_length", "rows_per_shard", "actors")
 
 
+class By(Enum):
+    bucket = "bucket"
+    source = "source"
+    language = "language"
+
+
+@dataclass(kw_only=True)
+class Proxy:
+    """`trainers.proxy.compare`: small models, of the section model, that are trained on parts of the corpus."""
+
+    by: By = By.bucket  # what the run's corpus is parted by: bucket, source or language
+    # of other runs, {without: runs/raw/corpus}: then whole corpora are compared, the run's own and these
+    corpora: dict[str, str] = field(default_factory=dict)
+    held_out: list[str] = field(default_factory=list)  # clean files to measure on; empty: the corpus's validation split
+    documents: int = 1000  # of these, at most
+    tokens: int = 2_000_000  # that each model is trained on, often the same ones where a part has fewer
+    batch_rows: int = 32
+    row_length: int = 256
+    seeds: int = 1  # models of each part, whose spread says which differences are none
+    timeout: float = 14400.0  # seconds for a model
+
+    def __post_init__(self) -> None:
+        positive("proxy", self, "documents", "tokens", "batch_rows", "row_length", "seeds", "timeout")
+
+
 @dataclass(kw_only=True)
 class Why:
     """Which record is asked about, by one of the first two; or which step of a stage."""
