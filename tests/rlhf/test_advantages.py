@@ -124,7 +124,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "an answer that was cut off teaches nothing where the knob says so",
         "rlhf/advantages.py",
-        "float(done or cfg.cut_off is CutOff.learn)",
+        "float(done or more or all_of_them)",
         "1.0",
         "test_nothing_is_learnt_from_an_answer_that_was_cut_off_where_the_knob_says_so",
     ),

@@ -169,7 +169,7 @@ PLANTED = [  # promise, file, right code, bug, test
     ),
     (
         "an answer to another request is not taken",
-        "rlhf/graph.py",
+        "rlhf/rollouts.py",
         "same = [response.key for response in made] == [request.key for request in asked]",
         "same = len(made) == len(asked)",
         "test_a_result_that_cannot_be_is_told_from_one_that_can",

@@ -236,8 +236,8 @@ PLANTED = [  # promise, file, right code, bug, test
     (
         "answers are compared within their query",
         "rlhf/ppo.py",
-        "[number[group] for group in same]",
-        "list(range(len(same)))",
+        "numbered(same)",
+        "numbered([(str(place), 0) for place in range(len(same))])",
         "test_the_toys_reward_goes_up_without_a_critic",
     ),
     (

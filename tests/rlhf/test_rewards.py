@@ -211,8 +211,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a weight above 0 on length asks for short answers",
         "rlhf/rewards.py",
-        "1.0 - judged.batch.mask.sum(1) / judged.limit",
-        "judged.batch.mask.sum(1) / judged.limit",
+        "1.0 - judged.used",
+        "judged.used",
         "test_length_is_the_room_that_is_left",
     ),
     (

@@ -102,8 +102,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a query that comes round again has other answers",
         "rlhf/rollouts.py",
-        "sample + cfg.samples * (place // len(queries))",
-        "sample",
+        "sample += cfg.samples * (place // len(queries))",
+        "sample += 0",
         "test_a_query_that_comes_round_again_is_another_group_with_other_answers",
     ),
     (
@@ -116,8 +116,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a later iteration asks later queries",
         "rlhf/rollouts.py",
-        "range(iteration * cfg.prompts, (iteration + 1) * cfg.prompts)",
-        "range(cfg.prompts)",
+        "range(iteration * count, (iteration + 1) * count)",
+        "range(count)",
         "test_an_iterations_requests_are_a_function_of_seed_and_iteration",
     ),
 ]

@@ -109,8 +109,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "rules know whether an answer ended",
         "rlhf/actors/reward.py",
-        "self.tokenizer.decode(response.answer), response.finished)",
-        "self.tokenizer.decode(response.answer), True)",
+        "self.tokenizer.decode(response.whole), response.finished)",
+        "self.tokenizer.decode(response.whole), True)",
         "test_rules_see_the_text_without_its_end_and_whether_it_ended",
     ),
     (
