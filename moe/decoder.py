@@ -155,10 +155,12 @@ class SparseMlp(nn.Module):
         owned = self.experts
         return self.backend(x, routes.experts, routes.weights, owned.gate_up_proj, owned.down_proj), routes
 
-    def step(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Without what only training asks of a router. x [N, H] -> y [N, H] and the experts [N, k]."""
+    def step(self, x: Tensor, chosen: list[Tensor] | None = None) -> Tensor:
+        """Without what only training asks of a router. x [N, H] -> y [N, H]; the experts [N, k] go to `chosen`."""
         _, _, experts, weights = choose(x, self.gate.weight, self.top_k)
-        return self.backend(x, experts, weights, self.experts.gate_up_proj, self.experts.down_proj), experts
+        if chosen is not None:
+            chosen.append(experts)
+        return self.backend(x, experts, weights, self.experts.gate_up_proj, self.experts.down_proj)
 
 
 class Norm(nn.RMSNorm):
@@ -185,12 +187,18 @@ class Layer(nn.Module):
         self.mlp = SparseMlp(cfg)
 
     def step(
-        self, x: Tensor, rope: Rope, keys: Tensor, values: Tensor, at: tuple[Tensor, Tensor], seen: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As `Attention.step`, through the whole block; with the experts [n, k]."""
+        self,
+        x: Tensor,
+        rope: Rope,
+        keys: Tensor,
+        values: Tensor,
+        at: tuple[Tensor, Tensor],
+        seen: Tensor,
+        chosen: list[Tensor] | None = None,
+    ) -> Tensor:
+        """As `Attention.step`, through the whole block; the experts [n, k] go to `chosen`."""
         x = x + self.self_attn.step(self.input_layernorm(x), rope, keys, values, at, seen)
-        mixed, experts = self.mlp.step(self.post_attention_layernorm(x))
-        return x + mixed, experts
+        return x + self.mlp.step(self.post_attention_layernorm(x), chosen)
 
     def forward(self, x: Tensor, rope: Rope, grid: Layout, alone: bool, given: Tensor | None = None) -> Passed:
         attended, keys, values = self.self_attn(self.input_layernorm(x), rope, grid)

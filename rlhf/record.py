@@ -74,8 +74,12 @@ class Answered:
     def done(self, going: Sequence[bool]) -> "Answered":
         """Those that do not go on."""
         of = [place for place, more in enumerate(going) if not more]
-        lists = (self.asked, self.responses, self.verdicts, self.texts)
-        return Answered(*([each[place] for place in of] for each in lists))
+        return Answered(
+            [self.asked[place] for place in of],
+            [self.responses[place] for place in of],
+            [self.verdicts[place] for place in of],
+            [self.texts[place] for place in of],
+        )
 
 
 @dataclass(frozen=True)

@@ -252,12 +252,11 @@ class ByTorch:
         x = model.model.embed_tokens(tokens)
         rope = rotary(model.cfg, lengths)
         at = torch.arange(count, device=device), lengths
-        chosen = []
+        chosen: list[Tensor] | None = [] if self.routed else None
         for layer, keys, values in zip(model.model.blocks(), self._keys, self._values, strict=True):
-            x, experts = layer.step(x, rope, keys[:count, :, :width], values[:count, :, :width], at, seen)
-            chosen.append(experts)
+            x = layer.step(x, rope, keys[:count, :, :width], values[:count, :, :width], at, seen, chosen)
         states: Tensor = model.model.norm(x)
-        return states, torch.stack(chosen, 1).to(torch.int16) if self.routed else None
+        return states, None if chosen is None else torch.stack(chosen, 1).to(torch.int16)
 
     def _grown(self) -> None:
         """The cache lies elsewhere now."""

@@ -52,7 +52,8 @@ def test_a_router_that_differs_does_not_part_learner_and_rollout(chat: Path) -> 
 def test_each_record_is_used_once_an_epoch_in_the_row_that_it_is_of(
     chat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, used = answered(chat), []
+    batch = answered(chat)
+    used: list[tuple[Any, ...]] = []
     right = objectives.logprobs_of
 
     def seen(model: Any, tokens: Any, segments: Any, mask: Any, routes: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,8 @@ def test_what_is_open_survives_a_kill(before: Before, tmp_path: Path) -> None:
 
 
 def test_what_segments_cannot_be_learnt_from_by_is_refused() -> None:
-    for knobs in ({"advantages": Advantages.group}, {"keep": 2}, {"normalise": True}):
+    wrong: list[dict[str, Any]] = [{"advantages": Advantages.group}, {"keep": 2}, {"normalise": True}]
+    for knobs in wrong:
         with pytest.raises(InputError, match="^ppo.segment=5 learns from answers that are not done by what a critic"):
             replace(Ppo(segment=5, keep=0), **knobs)
     with pytest.raises(InputError, match="ppo.segment=-1 must not be negative"):
