@@ -76,8 +76,9 @@ class Batch:
         return self._each(lambda part: part[index, :width])
 
     def _each(self, of: Callable[[Tensor], Tensor]) -> "Batch":
-        parts = (self.tokens, self.segments, self.mask, self.logprobs)
-        return Batch(self.version, *map(of, parts), None if self.routes is None else of(self.routes))
+        tokens, segments, mask, logprobs = map(of, (self.tokens, self.segments, self.mask, self.logprobs))
+        routes = None if self.routes is None else of(self.routes)
+        return Batch(self.version, tokens, segments, mask, logprobs, routes)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What an iteration reports, by hand."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_laps_add_up_to_the_step() -> None:
     assert told["perf/throughput"] == pytest.approx(100 / told["timing_s/step"])
 
 
-def paid(answers: list[list[int]], earned: list[float], **knobs: bool) -> dict[str, str]:
+def paid(answers: list[list[int]], earned: list[float], **knobs: Any) -> dict[str, str]:
     made = [Response(Key(3, f"q{n // 2}", n % 2, 3), [5], ids, [0.0] * len(ids), True) for n, ids in enumerate(answers)]
     return hacked(made, torch.tensor(earned), **knobs)
 

@@ -60,7 +60,7 @@ def test_each_word_reaches_the_engine(client: OpenAI, tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions"])
 def test_a_token_that_is_none_is_refused(address: str, tiny: Tiny, path: str) -> None:
-    asked = {"model": "tiny", "logit_bias": {str(tiny.tokenizer.size): 1}}
+    asked: dict[str, Any] = {"model": "tiny", "logit_bias": {str(tiny.tokenizer.size): 1}}
     asked |= {"messages": QUESTION} if path.startswith("chat") else {"prompt": "月"}
     response = httpx.post(f"{address}/v1/{path}", json=asked, timeout=600)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "logit_bias")

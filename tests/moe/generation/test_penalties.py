@@ -107,7 +107,7 @@ def test_a_penalised_answer_is_drawn_from_the_moved_logits_of_every_step(model: 
             with torch.no_grad():
                 row = model.logits(model(ids, torch.ones_like(ids)).states[-1:])
             ids, values = sample(moved(row, [Penalties.of(sampling, PROMPT, made, row[0])]), [sampling], [at])
-            assert (token, logprob) == (int(ids), pytest.approx(float(values), abs=1e-4))
+            assert token == int(ids) and logprob == pytest.approx(float(values), abs=1e-4)
 
 
 def test_who_asks_for_nothing_pays_nothing() -> None:

@@ -15,7 +15,7 @@ from rlhf import objectives
 from rlhf.actors.learner import Learner
 from rlhf.actors.reference import Reference
 from rlhf.actors.rollout import Rollout
-from rlhf.forward import token_logprobs
+from rlhf.forward import logprobs_of, token_logprobs
 from rlhf.messages import Batch, pad
 from tests.rlhf.tiny import CFG, MODEL, requests
 
@@ -54,7 +54,7 @@ def test_each_record_is_used_once_an_epoch_in_the_row_that_it_is_of(
 ) -> None:
     batch = answered(chat)
     used: list[tuple[Any, ...]] = []
-    right = objectives.logprobs_of
+    right = logprobs_of
 
     def seen(model: Any, tokens: Any, segments: Any, mask: Any, routes: Any) -> Any:
         for ids, of in zip(tokens, routes, strict=True):

@@ -201,7 +201,7 @@ class Judged:
         tasks = Tasks(domain="tests.rlhf.survival.moody")
         options = {"num_cpus": 0.2, "max_restarts": 0}
         make = partial(ray.remote(Reward).options(**options).remote, folder, tasks, before.chat, 1)
-        deadlines = {"timeout": timeout, "restarts": restarts, "start_timeout": 600.0}
+        deadlines: dict[str, Any] = {"timeout": timeout, "restarts": restarts, "start_timeout": 600.0}
         self.graph = Graph({"reward": Post(make, False)}, scored=False, origin={}, **deadlines)
         self.folder = folder
         self.queries = [

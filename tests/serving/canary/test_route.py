@@ -76,6 +76,7 @@ def test_each_api_of_chats_is_shared_out_and_nothing_else(ask: Ask, tmp_path: Pa
     for path in ("/v1/completions", "/v1/embeddings", "/v1/models", "/", "/v1/feedback"):
         assert ask(path, {"prompt": "x"})[0] == path
     assert ask(PREFIX + "/v1/chat/completions", chat(1))[0] == "/-"  # nobody chooses
+    broken: Any
     for broken in ([], {"messages": 5}, {"messages": []}, 7):
         assert ask("/v1/chat/completions", broken)[0] == PREFIX + "/v1/chat/completions"
 
