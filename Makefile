@@ -66,7 +66,7 @@ check: setup  ## format, lint, types, import arrows
 	$(BIN)/pytest -q tests/test_arrows.py
 
 test: setup megablocks-cpu  ## the quick tests
-	$(PYTEST) -n 2 -m "not slow and not bench and not gpu"
+	$(PYTEST) -n 3 -m "not slow and not bench and not gpu"
 
 # Three: those with Ray wait a good part of their time.
 test-slow: setup megablocks-cpu  ## kills, planted bugs, whole runs, real processes

@@ -18,7 +18,7 @@ SECTIONS = {  # what a job reads of the tree, its own first: what its --help sho
     "trainers.corpus": "corpus run cluster tracker",
     "trainers.why": "why run",
     "trainers.forget": "forget run cluster",
-    "trainers.proxy.compare": "proxy model optim compute cluster run",
+    "trainers.proxy.compare": "proxy model optim corpus compute cluster run",
     "trainers.tokenizer": "tokenizer parent run",
     "trainers.tokens": "tokens run cluster",
     "trainers.tasks": "tasks sft rank run",

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"rlhf.rewards", "cluster.fault"},
     "rlhf.actors.placement": {"conf", "cluster.room"},  # on the driver's side
     "rlhf.judges": {"conf", "moe", "cluster", "rlhf.judges"},
-    "rlhf.graph": {"conf", "moe", "cluster.room", "rlhf.actors", "rlhf.messages", "rlhf.rewards", "rlhf.supervisor"},
+    "rlhf.graph": {"conf", "moe", "cluster.room", "rlhf.actors", "rlhf.messages", "rlhf.rewards", "rlhf.supervisor"}
+    | {"rlhf.losses", "rlhf.rollouts"},
     "serving": {"conf", "moe", "cluster", "serving"},
     "data": {"data"},
     "data.verse": {"conf", "moe.tasks.task", "data.verse"},

@@ -8,6 +8,7 @@ import compileall
 import json
 import os
 import queue
+import select
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import pytest
 from tests.planting import TIMEOUT
 
 ROOT = Path(__file__).parents[1]
+_GRACE = 60.0  # seconds beyond a test's own limit
 SOURCES = ("conf", "moe", "cluster", "trainers", "rlhf", "serving", "tests")
 
 
@@ -79,7 +81,10 @@ class Planter:
         for name in SOURCES:
             shutil.copytree(ROOT / name, place / "clean" / name, ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(place / "clean", quiet=2)
-        self.process = subprocess.Popen(
+        self.process = self._started()
+
+    def _started(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
             [sys.executable, ROOT / "tests" / "planting.py"],
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -107,10 +112,15 @@ class Planter:
 
     def ask(self, tree: Path, test: str, seconds: float = 300) -> Outcome:
         """What the test says that stands in this tree."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"tree": str(tree), "test": test, "seconds": seconds}) + "\n")
-        self.process.stdin.flush()
-        return Outcome(**json.loads(self.process.stdout.readline()))
+        asked, answers = self.process.stdin, self.process.stdout
+        assert asked is not None and answers is not None
+        asked.write(json.dumps({"tree": str(tree), "test": test, "seconds": seconds}) + "\n")
+        asked.flush()
+        if not select.select([answers], [], [], seconds + _GRACE)[0]:
+            self.close()  # what forks hangs itself
+            self.process = self._started()
+            return Outcome(TIMEOUT, "no answer from tests/planting.py")
+        return Outcome(**json.loads(answers.readline()))
 
     def close(self) -> None:
         self.process.kill()

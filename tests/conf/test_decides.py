@@ -13,6 +13,7 @@ from conf.entry import compose
 from conf.help import knobs
 
 STAGES = [stage for stage in JOBS if stage != "report"]
+BESIDE = {"proxy": "trainers.proxy.compare", "taught": "rlhf.teacher.teach"}  # which no pipeline makes
 
 
 def test_every_knob_stands_in_the_table_once() -> None:
@@ -70,6 +71,7 @@ def test_the_stages_hang_on_every_knob_that_decides(tmp_path: Path, monkeypatch:
         opened.append(name)
         raise Opened
 
+    jobs = {**JOBS, **BESIDE}
     parent = [f"parent.model={foreign('llama', tmp_path / 'model')}", "tokens.row_length=64"]
     for stage, words in [
         *((stage, []) for stage in STAGES if stage != "parent"),
@@ -77,13 +79,14 @@ def test_the_stages_hang_on_every_knob_that_decides(tmp_path: Path, monkeypatch:
         ("ranked", ["rank.judges=[rules,ai]", "judge.url=http://127.0.0.1:1/v1", "judge.model=m"]),
         ("base", parent),
         ("rl", ["ppo.terms.mine=math.floor", "ppo.rewards.mine=1"]),
+        *((stage, ["judge.url=http://127.0.0.1:1/v1", "judge.model=m"]) for stage in BESIDE),
     ]:
-        module = importlib.import_module(JOBS[stage])
+        module = importlib.import_module(jobs[stage])
         opens = {"twin": "trainers.pretrain", "hfft": "trainers.preferred", "cohft": "trainers.preferred"}
-        monkeypatch.setattr(importlib.import_module(opens.get(stage, JOBS[stage])), "open_stage", note)
+        monkeypatch.setattr(importlib.import_module(opens.get(stage, jobs[stage])), "open_stage", note)
         with pytest.raises(Opened):
             module.main(compose(["preset=test", f"run.dir={tmp_path}", *words]))
-    assert sorted(set(opened)) == sorted(STAGES)
+    assert sorted(set(opened)) == sorted([*STAGES, *BESIDE])
     needed = {knob for knob, kind in EFFECTS.items() if kind not in (Effect.free, Effect.rounds)} | {
         "ppo.actors.rollout.count"
     }

@@ -28,7 +28,7 @@ WRONG = {  # word: the whole message
     "+zzz=3": "zzz: no such knob; --help all lists them",
     "modle=small": "modle: no such knob; did you mean model?; --help all lists them",
     "model=smal": "model=smal: no such choice; there are base, demo, small, tiny",
-    "preset=demmo": "preset=demmo: no such choice; there are demo, minutes, test, twin",
+    "preset=demmo": "preset=demmo: no such choice; there are assistant, demo, minutes, test, twin",
     "model": "model: which one? write model= and one of base, demo, small, tiny",
     "optim.lr": "optim.lr: a value is missing; write optim.lr=0.002",
     "=3": "=3: no knob is named; write knob=value",

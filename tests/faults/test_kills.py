@@ -145,7 +145,9 @@ def test_sigterm_at_random_times_changes_no_bit(
             assert ended.codes == [128 + signal.SIGTERM] or ended.codes == [-signal.SIGTERM]
             if ended.codes == [128 + signal.SIGTERM]:
                 stopped += 1
-                assert newest_step(folder / "checkpoints") > before or kind == "chat"  # which may just have gone back
+                there = newest_step(folder / "checkpoints")
+                # all steps may be done, or the chat stage may just have gone back
+                assert there > before or before == stage_plan(kind, folder).fit.steps or kind == "chat"
         assert server.run(kind, folder).codes == [0]
         assert_same(end(folder), expected)
         check_rows(folder, kind)

@@ -57,13 +57,29 @@ class _Remote:
         return self
 
 
+class Nowhere:
+    """A placement without a cluster."""
+
+    def device(self, role: str) -> str:
+        return "cpu"
+
+    def options(self, role: str, number: int = 0) -> dict[str, Any]:
+        return {}
+
+    def ranks(self, role: str) -> list[dict[str, Any]]:
+        return []
+
+    def release(self) -> None:
+        """There is nothing to give back."""
+
+
 @contextmanager
 def alone(before: Before, cfg: Config) -> Iterator[Graph]:
     """A graph that `cfg` asks for."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(graph_module, "ray", SimpleNamespace(remote=_Remote, put=lambda value: value))
         patched.setattr(graph_module, "Supervisor", Obedient)
-        patched.setattr(graph_module, "check_room", lambda *_, **__: None)
+        patched.setattr(graph_module, "place", lambda *_: Nowhere())
         yield before.start(cfg)
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from conf.knobs.model import Model
 from conf.knobs.running import Cluster
-from conf.knobs.text import Proxy
+from conf.knobs.text import Proxy, Tokens
 from conf.knobs.text import Tokenizer as Settings
-from conf.knobs.training import Optim
+from conf.knobs.training import Optim, Sft
 from conf.schema import Config
 from moe.text.tokenizer import Tokenizer
 from trainers.proxy.training import budget, measured, write
@@ -39,6 +39,8 @@ def cfg() -> Config:
         model=SHAPE,
         optim=Optim(lr=1e-2),
         proxy=Proxy(tokens=24_000, batch_rows=8, row_length=64),
+        tokens=Tokens(row_length=64),
+        sft=Sft(row_length=64),
         cluster=Cluster(threads=1),
     )
 
