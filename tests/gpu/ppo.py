@@ -20,6 +20,7 @@ def run(toy: bool) -> dict[str, Any]:
         raise Skipped(f"not installed: {', '.join(missing)}")
     from cluster.connect import connect  # before ray, which reads what it sets
     from cluster.tracking.tracker import read_metrics
+    from conf.knobs.reinforcement import Actors
     from conf.knobs.running import Cluster
     from tests.rlhf.graphs import PPO, Before, config
 
@@ -27,7 +28,7 @@ def run(toy: bool) -> dict[str, Any]:
     import ray
 
     try:
-        before, cfg = Before.made(place), config(replace(PPO, iterations=3))
+        before, cfg = Before.made(place), config(replace(PPO, iterations=3, actors=Actors()))
         cfg.cluster = Cluster(
             cpus_per_worker=0.2, gpus_per_worker=0.0 if toy else SHARE, temp_dir=str(place), object_store_mb=256
         )

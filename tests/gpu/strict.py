@@ -30,7 +30,8 @@ from rlhf import graph
 from rlhf.rewards import Scale
 from rlhf.rollouts import fitting
 from rlhf.supervisor import Ask, Post
-from tests.gpu.elsewhere import Card
+from tests.gpu.elsewhere import NAME, Card
+from tests.rlhf.carried.alone import Nowhere
 from tests.rlhf.graphs import GRPO, PPO, Before, config
 from tests.trainers.training import Broken, plan_for, run
 from trainers import closing, prune
@@ -95,7 +96,7 @@ class Local:
 def ppo(folder: Path) -> None:
     """Two iterations of PPO and of GRPO by all actors."""
     kinds = {"ppo": PPO, "grpo": replace(GRPO, kl_in=KlIn.loss)}
-    with patch.multiple(graph, Supervisor=Here, ray=Local, check_room=lambda *_, **__: None):
+    with patch.multiple(graph, Supervisor=Here, ray=Local, place=lambda *_: Nowhere(NAME)):
         for name, kind in kinds.items():
             (folder / name).mkdir(parents=True)
             before, cfg = Before.made(folder / name), config(replace(kind, iterations=2))

@@ -60,8 +60,11 @@ class _Remote:
 class Nowhere:
     """A placement without a cluster."""
 
+    def __init__(self, on: str = "cpu") -> None:
+        self._on = on
+
     def device(self, role: str) -> str:
-        return "cpu"
+        return self._on
 
     def options(self, role: str, number: int = 0) -> dict[str, Any]:
         return {}
