@@ -213,16 +213,20 @@ def start(
     posts["learner"] = post(Learner, "learner", *learning)
     if critic:
         posts["critic"] = post(Critic, "critic", reward or chat, *trained, device("critic"), cfg.cluster)
-    return Graph(
-        posts,
-        scored=reward is not None,
-        timeout=cfg.ppo.timeout,
-        restarts=cfg.ppo.restarts,
-        start_timeout=cfg.cluster.start_timeout,
-        origin={"policy": chat.name, "critic": (reward or chat).name if critic else ""},
-        placement=placement,
-        led=led,
-    )
+    try:
+        return Graph(
+            posts,
+            scored=reward is not None,
+            timeout=cfg.ppo.timeout,
+            restarts=cfg.ppo.restarts,
+            start_timeout=cfg.cluster.start_timeout,
+            origin={"policy": chat.name, "critic": (reward or chat).name if critic else ""},
+            placement=placement,
+            led=led,
+        )
+    except BaseException:
+        placement.release()
+        raise
 
 
 def _scores(batch: Batch, given: Any) -> Ask:

@@ -10,6 +10,8 @@ import torch
 
 from conf.errors import InputError
 from conf.knobs.alignment import Tasks
+from conf.knobs.reinforcement import Ppo
+from conf.schema import Config
 from moe.generation.engine import Sampling
 from moe.tasks.task import Verdict
 from rlhf import graph as graph_module
@@ -89,17 +91,22 @@ def test_what_was_written_continues_bit_for_bit(of_ppo: Graph, before: Before, t
     assert (weights(of_ppo) == straight).all()
 
 
+def starved(ppo: Ppo, cpus: float) -> Config:
+    cfg = config(ppo, cpus=cpus)
+    return replace(cfg, cluster=replace(cfg.cluster, start_timeout=10.0))
+
+
 def test_too_little_room_is_told_at_once(of_ppo: Graph, before: Before) -> None:
     began, there = time.monotonic(), ray.cluster_resources()["CPU"]
     with pytest.raises(InputError) as error:
-        before.start(config(PPO, cpus=there))
+        before.start(starved(PPO, there))
     assert str(error.value) == (
         f"stage rl asks for 5 x CPU {there:g}, and the cluster has CPU {there:g} GPU 0; ask for less by "
         "ppo.actors.<role>.count, .cpus or .gpus, cluster.cpus_per_worker or cluster.gpus_per_worker, give it more "
         "nodes, or wait for them by cluster.wait=600"
     )
     with pytest.raises(InputError, match=f"^stage rl asks for 4 x CPU {there:g}, and the cluster has "):
-        before.start(config(GRPO, cpus=there))  # no critic
+        before.start(starved(GRPO, there))  # no critic
     assert time.monotonic() - began < 5
 
 
