@@ -60,14 +60,14 @@ def test_the_preset_goes_the_whole_way_at_a_small_size(ray_cluster: None, tmp_pa
     )
     assert len(asked) == 245 and len(measured) == 35 and not asked & measured
     told = {stage: read_manifest(run / stage)["metrics"] for stage in ("chat", "ranked", "reward", "rl", "compared")}
-    assert told["ranked"]["answers"] == 32 and told["reward"]["score_std"] > 0
+    assert told["ranked"]["answers"] == 128 and told["reward"]["score_std"] > 0
     assert 0 <= told["rl"]["checks_ok"] <= 1 and "kl_per_answer" in told["rl"]
     chats = json.loads((run / "compared" / "samples.json").read_text("utf-8"))
     assert len(chats) == 3 and all({"prompt", "chat", "rl"} <= chat.keys() for chat in chats)
 
 
 SMALL = (
-    "sft.steps=2 sft.save_every=2 sft.eval_every=2 sft.row_length=320 rank.prompts=8 rank.max_new_tokens=12 "
+    "sft.steps=2 sft.save_every=2 sft.eval_every=2 sft.row_length=320 rank.prompts=32 rank.max_new_tokens=12 "
     "reward.steps=2 reward.eval_every=2 ppo.iterations=1 ppo.prompts=2 ppo.samples=4 ppo.max_new_tokens=12 "
     "evaluate.prompts=4 evaluate.rows=2 evaluate.max_new_tokens=12"
 )

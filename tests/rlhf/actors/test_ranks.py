@@ -79,7 +79,11 @@ def test_ranks_may_spread_the_weights(ray_cluster: None, before: Before, tmp_pat
     """FSDP2 and experts over two ranks: the same to rounding, and a folder that one rank goes on from."""
     _, alone = ended(before, asked(PPO.actors), tmp_path / "one")
     ranks = Actors(rollout=Rollouts(count=1), learner=Seats(count=2), critic=Seats(count=2))
-    ways: dict[str, dict[str, Any]] = {"sharded": {"shard": True}, "experts": {"workers": 2, "expert_parallel": 2}, "rows": {}}
+    ways: dict[str, dict[str, Any]] = {
+        "sharded": {"shard": True},
+        "experts": {"workers": 2, "expert_parallel": 2},
+        "rows": {},
+    }
     for name, cluster in ways.items():
         _, lines = ended(before, asked(ranks, **cluster), tmp_path / name)
         for mine, theirs in zip(lines, alone, strict=True):
