@@ -63,7 +63,7 @@ def test_the_preset_goes_the_whole_way_at_a_small_size(ray_cluster: None, tmp_pa
     assert told["ranked"]["answers"] == 128 and told["reward"]["score_std"] > 0
     assert 0 <= told["rl"]["checks_ok"] <= 1 and "kl_per_answer" in told["rl"]
     chats = json.loads((run / "compared" / "samples.json").read_text("utf-8"))
-    assert len(chats) == 3 and all({"prompt", "chat", "rl"} <= chat.keys() for chat in chats)
+    assert len(chats) >= 3 and all({"prompt", "chat", "rl"} <= chat.keys() for chat in chats)
 
 
 SMALL = (
