@@ -51,18 +51,10 @@ class Seat:
     cpus: float = 0.0  # logical CPUs that each asks Ray for; 0: cluster.cpus_per_worker
     gpus: float | None = None  # GPUs of each, or a part of one that it shares; null: cluster.gpus_per_worker
 
-    def __post_init__(self) -> None:
-        if self.gpus and self.gpus > 1 and self.gpus % 1:
-            raise InputError(f"ppo.actors: gpus={self.gpus:g} must be whole GPUs, or a part of one")
-
 
 @dataclass(kw_only=True)
 class Seats(Seat):
     count: int = 1  # processes; those of learner or critic share each update, as cluster.shard, ... say
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("ppo.actors", self, "count")
 
 
 @dataclass(kw_only=True)
@@ -79,6 +71,13 @@ class Actors:
     reference: Seat = field(default_factory=Seat)
     learner: Seats = field(default_factory=Seats)
     critic: Seats = field(default_factory=Seats)
+
+    def __post_init__(self) -> None:
+        for role, seat in vars(self).items():
+            if isinstance(seat, Seats):
+                positive(f"ppo.actors.{role}", seat, "count")
+            if seat.gpus and seat.gpus > 1 and seat.gpus % 1:
+                raise InputError(f"ppo.actors.{role}.gpus={seat.gpus:g} must be whole GPUs, or a part of one")
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,6 @@ from moe.formats import hugging_face
 from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from moe.training.objectives import Objective
-from moe.training.parallel import own_rank
 from rlhf.actors.gate import diagnosis
 from rlhf.actors.ranks import together
 from rlhf.actors.rehearsal import Replay
@@ -44,11 +43,10 @@ class Learner(Trained):
         self.tokenizer = Tokenizer.load(folder)
         self.replay = Replay(replay, self.tokenizer, seed, cfg.replay_tasks) if replay and cfg.replay else None
 
-    @together
     def weights(self) -> Weights:
         """The policy as it is, for the rollout actors."""
         fault.at("learner.weights")
-        return Weights.of(self.version, hugging_face.to_disk(self.model, self._whole()))
+        return Weights.of(self.version, hugging_face.to_disk(self.model, self.whole()))
 
     def publish(self) -> tuple[int, Weights]:
         """(version, weights): who only asks whether they are there need not fetch them."""
@@ -66,13 +64,10 @@ class Learner(Trained):
         self.version += 1
         return stats
 
-    @together
     def export(self, path: Path) -> None:
         """The policy as a model folder."""
         fault.at("learner.export")
-        weights = self._whole()
-        if own_rank() == 0:
-            hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True), weights)
+        hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True), self.whole())
 
     def _objective(self, number: int) -> Objective:
         steps = self.cfg.epochs * self.cfg.minibatches

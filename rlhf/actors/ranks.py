@@ -3,7 +3,7 @@ with it. They share each update as the workers of a supervised stage share a ste
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import ray
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 from torch.distributed.distributed_c10d import Store
 
 from conf.errors import InputError
+from moe.training.parallel import own_rank
 from rlhf.actors.calls import RankLost, reason
 
 _HEARD = 10.0  # seconds in which Ray tells of a death that the connection has told of at once
@@ -30,7 +31,7 @@ class Ranked:
         returns how many ranks there are. Whoever fails on the way fails this call."""
         world = 1 + len(options)
         self.others = [ray.remote(kind).options(**each).remote(*args) for each in options]
-        ray.get([other.ready.remote() for other in self.others])
+        ray.get([other.__ray_ready__.remote() for other in self.others])
         host = ray.util.get_node_ip_address()
         self._store = _store(host, 0, world, is_master=True)
         joined = [
@@ -54,10 +55,6 @@ class Ranked:
     def joined(self) -> None:
         """Called on every rank when the group is there."""
 
-    def ready(self) -> int:
-        """Answers when it is made."""
-        raise NotImplementedError
-
 
 def _store(host: str, port: int, world: int, *, is_master: bool) -> Any:
     """Where the ranks find each other; of the master's `port` 0 becomes one that is free."""
@@ -65,7 +62,8 @@ def _store(host: str, port: int, world: int, *, is_master: bool) -> Any:
 
 
 def together(method: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, P], R]:
-    """A method of a `Ranked` that every rank takes part in. Raises `RankLost` on rank 0 where another rank died."""
+    """A method of a `Ranked` that every rank takes part in; what it gives is rank 0's, the others send nothing. Raises
+    `RankLost` on rank 0 where another rank died."""
 
     @wraps(method)
     def on_all(self: A, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -73,17 +71,17 @@ def together(method: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, 
         pending = [getattr(other, method.__name__).remote(*shared, **kwargs) for other in self.others]
         try:
             made = method(self, *args, **kwargs)
-        except InputError:  # which every rank raises alike
-            raise
         except Exception as error:
+            if self.others and not isinstance(error, InputError):  # that one every rank raises alike
+                raise _cause(pending) or error from error
             if dist.is_initialized() and not self.others:
                 dist.destroy_process_group()  # that the ranks which wait for this one learn of it
-            raise _cause(pending) or error from error
+            raise
         try:
             ray.get(pending)
         except RayActorError:
             raise _cause(pending) or RankLost("a rank died") from None
-        return made
+        return made if own_rank() == 0 else cast(R, None)
 
     return on_all
 

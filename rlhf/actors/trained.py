@@ -67,7 +67,8 @@ class Trained(Ranked):
         """Whether no rank has all weights, so that every one is needed wherever they are."""
         return world_size() > 1 and (self.cluster.shard or self.cluster.expert_parallel > 1)
 
-    def _whole(self) -> dict[str, Tensor]:
+    @together
+    def whole(self) -> dict[str, Tensor]:
         """The weights, gathered where they are spread."""
         return {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
 

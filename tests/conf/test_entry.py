@@ -23,6 +23,7 @@ WRONG = {  # word: the whole message
     "optim.lr=": "optim.lr= must be a number",
     "optim.lr=null": "optim.lr=null must be a value, not null",
     "optim.lrr=3": "optim.lrr: no such knob; did you mean optim.lr?; --help all lists them",
+    "ppo.rollouts=3": "ppo.rollouts: no such knob; it is called ppo.actors.rollout.count now; --help all lists them",
     "lr=3": "lr: no such knob; did you mean optim.lr?; --help all lists them",
     "+optim.lrr=3": "optim.lrr: no such knob; did you mean optim.lr?; --help all lists them",
     "+zzz=3": "zzz: no such knob; --help all lists them",
@@ -322,6 +323,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "_shown(_value(config, name))",
         "_shown(knobs()[name][0])",
         "test_help_of_a_job_shows_what_it_reads_with_the_values_that_count",
+    ),
+    (
+        "who gives a knob its old name is told the new one",
+        "conf/help.py",
+        "    if name in RENAMED:\n",
+        "    if name in ():\n",
+        "test_a_wrong_word_is_one_line_that_names_it",
     ),
     ("a dict may be given whole", "conf/words.py", 'value.startswith("{")', 'value.startswith("<")', None),
     (

@@ -121,8 +121,10 @@ def test_a_role_asks_for_what_its_knobs_say_and_else_for_the_runs() -> None:
     assert placement._bundle(Seat(), run) == {"CPU": 2.0, "GPU": 1.0}
     assert placement._bundle(Seat(cpus=0.5, gpus=0.0), run) == {"CPU": 0.5}
     assert placement._bundle(Seat(gpus=0.25), Cluster()) == {"CPU": 0.5, "GPU": 0.25}
-    with pytest.raises(InputError, match=r"gpus=1.5 must be whole GPUs"):
-        Seats(gpus=1.5)
+    with pytest.raises(InputError, match=r"^ppo.actors.critic.gpus=1.5 must be whole GPUs"):
+        Actors(critic=Seats(gpus=1.5))
+    with pytest.raises(InputError, match=r"^ppo.actors.rollout.count=0 must be greater than 0"):
+        Actors(rollout=Rollouts(count=0))
 
 
 PLANTED = [  # promise, file, right code, bug, test
