@@ -13,11 +13,14 @@ import ray
 
 from cluster.storage import sha256
 from conf.errors import InputError
+from conf.knobs.model import Precision
 from conf.knobs.reinforcement import Actors, Rollouts, Seat, Seats
 from conf.knobs.running import Cluster
 from conf.schema import Config
-from rlhf.actors import placement
+from rlhf.actors import placement, trained
+from rlhf.actors.trained import Trained
 from rlhf.graph import Graph
+from tests.rlhf import tiny
 from tests.rlhf.graphs import PPO, Before, config
 from tests.rlhf.test_ppo import told
 
@@ -116,6 +119,17 @@ def test_ranks_that_cannot_work_together_are_refused(
     assert str(refused.value).startswith(why)
 
 
+def test_every_rank_learns_from_rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Trained(tiny.decoder(), 1e-3, replace(CFG, epochs=1, minibatches=2), Precision.fp32, 0, 1, "cpu")
+    batch = tiny.random_batch(6)
+    rows: list[list[list[int]]] = []  # of each rank's minibatches
+    for rank, ranks in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setattr(trained, "own_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(trained, "world_size", lambda ranks=ranks: ranks)
+        rows.append([part["position"].tolist() for part in actor._minibatches(batch, {})])
+    assert rows == [[[0, 1, 2]] * 2, [[0, 2]] * 2, [[1]] * 2]
+
+
 def test_a_role_asks_for_what_its_knobs_say_and_else_for_the_runs() -> None:
     run = Cluster(cpus_per_worker=2.0, gpus_per_worker=1.0)
     assert placement._bundle(Seat(), run) == {"CPU": 2.0, "GPU": 1.0}
@@ -140,7 +154,7 @@ PLANTED = [  # promise, file, right code, bug, test
         "rlhf/actors/trained.py",
         "own = slice(own_rank(), None, world_size())",
         "own = slice(None)",
-        "test_ranks_may_spread_the_weights",
+        "test_every_rank_learns_from_rows_of_its_own",
     ),
     (
         "a rank that dies is a loss, not an error of the learner's",
