@@ -142,6 +142,7 @@ def _join(address: str, cfg: Cluster) -> None:
 
 def _start(cfg: Cluster) -> None:
     folder = _session_folder(cfg.temp_dir)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine's node away
     try:
         ray.init(
             address="local",  # never a cluster that somebody else left running here
