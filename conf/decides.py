@@ -89,11 +89,11 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     "ppo": {
         _DECIDES: "start prompts samples keep max_new_tokens segment rewards terms normalise ensemble advantages "
         "epochs minibatches accumulate lr critic_lr clip dual_clip value_clip gamma lam whiten cut_off "
-        "routes kl_coef kl_in kl_estimate kl_target kl_horizon entropy_coef stop_kl "
+        "routes staleness importance_cap kl_coef kl_in kl_estimate kl_target kl_horizon entropy_coef stop_kl "
         "grad_clip critic_warmup replay replay_tasks replay_weight",
         _LASTS: "iterations",
         _ROUNDS: "micro_tokens",  # what is computed together moves the last bit
-        _FREE: "name max_kl max_disagreement save_every timeout restarts keep_samples keep_samples_mb",
+        _FREE: "name max_kl max_disagreement save_every timeout restarts keep_samples keep_samples_mb pool_mb",
     },
     "ppo.actors.rollout": _PLACES,
     "ppo.actors.reward": _PLACE,

@@ -42,13 +42,15 @@ class Graph:
         origin: Mapping[str, str],
         placement: Placement | None = None,
         led: Mapping[str, Ask] | None = None,
+        ahead: bool = False,
     ) -> None:
         """`scored`: whether the reward actor has a reward model; `origin`: the stages whose models policy and critic
-        begin as; `led`: what makes an actor the first of several."""
+        begin as; `led`: what makes an actor the first of several; `ahead`: requests of several versions are under way,
+        so that each brings its weights."""
         self.supervisor = Supervisor(
             posts, timeout=timeout, restarts=restarts, start_timeout=start_timeout, fresh=self._fresh
         )
-        self.scored, self.origin = scored, dict(origin)
+        self.scored, self.origin, self.ahead = scored, dict(origin), ahead
         self.rollouts = [name for name in posts if name.startswith("rollout ")]
         self._placement, self._led = placement, led or {}
         self._weights: Any = None  # a reference to what the rollout actors hold
@@ -67,14 +69,23 @@ class Graph:
 
     def rollout(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         """Answers in the order of the requests, which are dealt over the rollout actors."""
+        return self.answers(requests, self.begin_rollout(requests, sampling))
+
+    def begin_rollout(self, requests: Sequence[Request], sampling: Sampling) -> Any:
+        """Have the requests answered by the weights that were broadcast last, for `answers`."""
+        first = ("load_weights", (self._weights,)) if self.ahead else None
         count = len(self.rollouts)
         shares = {name: list(requests[first::count]) for first, name in enumerate(self.rollouts)}
         asks = [
-            Ask(name, "generate", (share, sampling), unfit=partial(other_keys, share))
+            Ask(name, "generate", (share, sampling), unfit=partial(other_keys, share), first=first)
             for name, share in shares.items()
             if share
         ]
-        made = {response.key: response for responses in self.supervisor.ask(asks) for response in responses}
+        return self.supervisor.begin(asks)
+
+    def answers(self, requests: Sequence[Request], begun: Any) -> list[Response]:
+        """What `begin_rollout` began."""
+        made = {response.key: response for responses in self.supervisor.finish(begun) for response in responses}
         return [made[request.key] for request in requests]
 
     def judge(self, queries: Sequence[Sample], responses: Sequence[Response]) -> list[Verdict]:
@@ -121,8 +132,8 @@ class Graph:
         stats: dict[str, float] = {}
         for part in self.supervisor.ask(asks):
             stats |= part
-        if batch.version > self._done:
-            self._done = batch.version
+        if batch.iteration > self._done:
+            self._done = batch.iteration
             self.supervisor.progressed()
         return stats
 
@@ -130,7 +141,7 @@ class Graph:
         """The learner's weights to every rollout actor: the array goes from actor to actor."""
         self._weights = None
         (self._weights,) = self.supervisor.ask([Ask("learner", "publish", kept=True)])
-        self.supervisor.ask([ask for name in self.rollouts for ask in self._fresh(name)])
+        self.supervisor.ask([ask for name in self.rollouts for ask in self._fresh(name)])  # none where `ahead`
 
     def writer(self) -> Callable[[Path], None]:
         """Take a copy of all state now; the function that writes it into a folder, a folder to each role."""
@@ -170,7 +181,7 @@ class Graph:
         """What brings a new actor to where the others are."""
         if name in self._led:
             return [self._led[name]]
-        held = name in self.rollouts and self._weights is not None
+        held = name in self.rollouts and self._weights is not None and not self.ahead
         return [Ask(name, "load_weights", (self._weights,))] if held else []
 
 
@@ -223,6 +234,7 @@ def start(
             origin={"policy": chat.name, "critic": (reward or chat).name if critic else ""},
             placement=placement,
             led=led,
+            ahead=cfg.ppo.staleness > 0,
         )
     except BaseException:
         placement.release()

@@ -60,6 +60,12 @@ class Batch:
     mask: Tensor  # [B, T] float, 1 at the answer's tokens
     logprobs: Tensor  # [B, T] of the policy that answered, 0 outside the mask
     routes: Tensor | None = None  # [B, T, layers, k] int16, the experts that it chose; -1 where it chose none
+    behind: int = 0  # versions between the policy that answered and the one that learns from it
+
+    @property
+    def iteration(self) -> int:
+        """The version that learns from it."""
+        return self.version + self.behind
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -78,7 +84,7 @@ class Batch:
     def _each(self, of: Callable[[Tensor], Tensor]) -> "Batch":
         tokens, segments, mask, logprobs = map(of, (self.tokens, self.segments, self.mask, self.logprobs))
         routes = None if self.routes is None else of(self.routes)
-        return Batch(self.version, tokens, segments, mask, logprobs, routes)
+        return Batch(self.version, tokens, segments, mask, logprobs, routes, self.behind)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ class Assessed:
 
 
 def pad(responses: Sequence[Response]) -> Batch:
-    """Rows in the order of the responses. All must come from one policy version."""
+    """Rows in the order of the responses. All must come from one policy version, and be for one iteration where that is
+    a later one."""
     versions = {response.key.version for response in responses}
     assert len(versions) == 1, f"responses of several policy versions: {sorted(versions)}"
     width = max(len(response.prompt) + len(response.answer) for response in responses)
@@ -112,7 +119,10 @@ def pad(responses: Sequence[Response]) -> Batch:
         segments[row, :stop] = 1
         mask[row, start:stop] = 1
         logprobs[row, start:stop] = torch.tensor(response.logprobs)
-    return Batch(versions.pop(), tokens, segments, mask, logprobs, _routes(responses, width))
+    version = versions.pop()
+    behind = {max(0, response.key.iteration - version) for response in responses}  # one that went on was begun earlier
+    assert len(behind) == 1, f"responses of version {version} for iterations that are {sorted(behind)} later"
+    return Batch(version, tokens, segments, mask, logprobs, _routes(responses, width), behind.pop())
 
 
 def _routes(responses: Sequence[Response], width: int) -> Tensor | None:

@@ -24,10 +24,9 @@ from cluster.storage import write_json
 from cluster.tracking.tracker import Tracker
 from conf.errors import InputError
 from conf.knobs.model import Precision
-from conf.knobs.reinforcement import KlEstimate, Ppo, Routes, Start
+from conf.knobs.reinforcement import KlEstimate, Ppo, Start
 from conf.schema import Config
 from moe.formats import hugging_face
-from moe.generation.engine import Sampling
 from moe.tasks.measure import read_task_file
 from moe.tasks.task import Verdict
 from moe.text.tokenizer import Tokenizer
@@ -40,9 +39,10 @@ from rlhf.carried.state import Carried
 from rlhf.graph import Graph, start
 from rlhf.losses import token_rewards
 from rlhf.messages import Response, pad
+from rlhf.pool.ahead import Ahead
 from rlhf.record import ASKED, FOLDER, Answered, Recorder
 from rlhf.reporting import Stopwatch, answer_metrics, hacked, learning_metrics, to_look_at
-from rlhf.rollouts import Query, admit, fitting, groups, in_order, numbered
+from rlhf.rollouts import Query, fitting, groups, in_order, numbered
 from rlhf.selection import widest
 from rlhf.supervisor import surviving
 
@@ -154,6 +154,7 @@ def attempt(
     first = found[0] if found else 0
     graph.begin(found)
     carried = Carried.of(cfg.ppo, found[1] if found else None)
+    ahead = Ahead(graph, queries, cfg.ppo, cfg.run.seed, found[1] if found else None)
     show = ("rl/reward", "rl/rules/mean", "rl/kl", "response_length/mean")
     saver = Saver(
         folder / "checkpoints",
@@ -173,15 +174,15 @@ def attempt(
         saver,
     ):
         seen.begin(first, "begins")
-        sizes = {"first": first, "seed": cfg.run.seed, "samples": cfg.tracker.samples}
-        loop(graph, queries, tokenizer, tracker, saver, recorder, carried, cfg.ppo, request, **sizes)
+        sizes = {"first": first, "samples": cfg.tracker.samples}
+        loop(graph, ahead, tokenizer, tracker, saver, recorder, carried, cfg.ppo, request, **sizes)
     if not request:
         graph.export(folder)
 
 
 def loop(
     graph: Graph,
-    queries: Sequence[Query],
+    ahead: Ahead,
     tokenizer: Tokenizer,
     tracker: Tracker,
     saver: Saver,
@@ -191,27 +192,23 @@ def loop(
     request: Request,
     *,
     first: int,
-    seed: int,
     samples: int,
 ) -> None:
-    """PPO from iteration `first` until the last, or a `request` to end. Iteration i is made by policy version i and
-    makes version i + 1; so many `samples` of its answers are logged with it."""
-    # temperature 1 and no truncation: the ratio is then exact
-    sampling = Sampling(cfg.max_new_tokens, routes=cfg.routes is Routes.rollout)
+    """PPO from iteration `first` until the last, or a `request` to end. Iteration i moves policy version i to i + 1 by
+    what it answered, or an older one `ahead` of time; so many `samples` of its answers are logged with it."""
     estimate = KlEstimate.k1 if cfg.kl_estimate is KlEstimate.auto else cfg.kl_estimate
     for iteration in range(first, cfg.iterations + 1):  # one extra turn: the final save
         last = iteration == cfg.iterations
         usual = last or iteration % cfg.save_every == 0
         if iteration > first and (usual or request):
             tracker.sync()
-            saver.save(iteration, carried.beside(graph.writer()), interim=not usual)
+            saver.save(iteration, ahead.beside(carried.beside(graph.writer())), interim=not usual)
         if last or request:
             break
         watch = Stopwatch()
         graph.broadcast()
         watch.lap("update_weights")
-        asked, requests = admit(queries, cfg, iteration, seed, carried.segments.next(cfg, iteration))
-        responses = graph.rollout(requests, sampling)
+        asked, requests, responses = ahead.answers(iteration, carried.segments.next(cfg, iteration))
         watch.lap("gen")
         verdicts = graph.judge(asked, responses)
         texts = [tokenizer.decode(response.whole) for response in responses]

@@ -192,7 +192,7 @@ def parts(judged: Judged, weights: Mapping[str, float], own: Mapping[str, str] =
         if not part.isfinite().all():
             row = int((~part.isfinite()).any(1).nonzero()[0])
             which = f" (first: the answer {judged.texts[row][:60]!r})" if judged.texts else ""
-            raise InputError(f"ppo.rewards.{name}: not finite in iteration {judged.batch.version}{which}")
+            raise InputError(f"ppo.rewards.{name}: not finite in iteration {judged.batch.iteration}{which}")
         found[name] = part
     return found
 

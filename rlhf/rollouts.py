@@ -60,16 +60,23 @@ def fresh(cfg: Ppo, iteration: int) -> list[Begun]:
 
 
 def admit(
-    queries: Sequence[Query], cfg: Ppo, iteration: int, seed: int, begun: Sequence[Begun] | None = None
+    queries: Sequence[Query],
+    cfg: Ppo,
+    iteration: int,
+    seed: int,
+    begun: Sequence[Begun] | None = None,
+    *,
+    version: int | None = None,
 ) -> tuple[list[Sample], list[Request]]:
-    """(query of each request, requests) of an iteration: a function of (seed, iteration) and what is `begun` alone."""
+    """(query of each request, requests) of an iteration: a function of (seed, iteration) and what is `begun` alone.
+    They are asked of policy `version`, or of the iteration's own."""
     asked, requests = [], []
     for one in fresh(cfg, iteration) if begun is None else begun:
         place, sample = divmod(one.number, cfg.samples)
         query = queries[place % len(queries)]
         # a query that comes round again within one iteration is another sample of it
         sample += cfg.samples * (place // len(queries))
-        key = Key(one.iteration, query.sample.id, sample, version=iteration)
+        key = Key(one.iteration, query.sample.id, sample, iteration if version is None else version)
         left = cfg.max_new_tokens - len(one.tokens)
         room = min(cfg.segment or left, left)
         asked.append(query.sample)

@@ -40,9 +40,13 @@ class Ask:
         False  # it gives two things; the second, which may be large, is not fetched: the result is its reference
     )
     starts: bool = False  # it makes more actors, and has as long as a start
+    first: tuple[str, tuple[Any, ...]] | None = None  # (method, args) of what the actor does before, each time
 
     def to(self, handle: ActorHandle) -> tuple[Any, Any]:
         """Make the call: (the reference that says how it ended, what the result is or None if that is its value)."""
+        if self.first:
+            before, args = self.first
+            getattr(handle, before).remote(*args)  # where that fails, the call does
         method = getattr(handle, self.method)
         if self.kept:
             said, rest = method.options(num_returns=2).remote(*self.args)
@@ -111,19 +115,29 @@ class Supervisor:
             raise
 
     def ask(self, asks: Sequence[Ask]) -> list[Any]:
-        """The results, in order, whoever has to be started again for them.
+        """The results, in order, whoever has to be started again for them. Raises as `finish` does."""
+        return self.finish(self.begin(asks))
+
+    def begin(self, asks: Sequence[Ask]) -> dict[Any, _Open]:
+        """Make the calls, for `finish`; others may be asked meanwhile."""
+        pending: dict[Any, _Open] = {}
+        for number, one in enumerate(asks):
+            self._issue(pending, number, one)
+        return pending
+
+    def finish(self, pending: dict[Any, _Open]) -> list[Any]:
+        """The results of what `begin` asked, in order, whoever has to be started again for them.
 
         Raises `Lost` for an actor with state that dies or is silent, and `ActorFailed`, or the user's own error, where
         one without was started again too often.
         """
         results: dict[int, Any] = {}
-        pending: dict[Any, _Open] = {}
-        for number, one in enumerate(asks):
-            self._issue(pending, number, one)
+        for call in pending.values():  # others may have been waited for since it was made
+            call.since = time.monotonic()
         while pending:
             call, found = self._next(pending)
             results[call.number] = found
-        return [results[number] for number in range(len(asks))]
+        return [results[number] for number in sorted(results)]
 
     def share(
         self, names: Iterable[str], method: str, jobs: Iterable[tuple[Any, ...]], unfit: Callable[..., str]

@@ -103,6 +103,9 @@ class Ppo:
     epochs: int = 2
     minibatches: int = 4
     accumulate: int = 1  # micro-batches per minibatch
+    staleness: int = 0  # iterations ahead that answers are made, while others are learnt from; 0: one after the other
+    importance_cap: float = 2.0  # of a token's weight where it is of an older policy than the one that learns (IMPALA)
+    pool_mb: float = 1000.0  # of memory for answers that wait; more of them lie on the disk
     routes: Routes = Routes.own  # the experts through which the learner goes
     micro_tokens: int = 0  # or as many as hold so many tokens each, padding counted; 0: by accumulate
     lr: float = 1e-4  # not given, or 0: this for a model of ours, 3e-6 with parent.model
@@ -160,6 +163,12 @@ class Ppo:
             raise InputError(f"ppo.dual_clip={self.dual_clip} must be greater than 1, such as 3; 0: none")
         if self.kl_target and self.kl_in is not KlIn.reward:
             raise InputError("ppo.kl_target moves the distance's weight in the reward; it needs ppo.kl_in=reward")
+        positive("ppo", self, "importance_cap", "pool_mb")
+        if self.staleness < 0 or (self.staleness and self.segment):
+            raise InputError(
+                f"ppo.staleness={self.staleness} must be 0 or more, and 0 with ppo.segment={self.segment}: an answer "
+                "that goes on does so with the newest weights"
+            )
         if self.segment < 0:
             raise InputError(f"ppo.segment={self.segment} must not be negative")
         if self.segment and (self.advantages is not Advantages.gae or self.keep or self.normalise):

@@ -4,6 +4,7 @@ Beside each minibatch it learns a few instruction samples again: PPO-ptx (Ouyang
 stage's data in the place of pretraining's.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from rlhf.actors.gate import diagnosis
 from rlhf.actors.ranks import together
 from rlhf.actors.rehearsal import Replay
 from rlhf.actors.trained import Columns, Trained
-from rlhf.forward import token_logprobs
+from rlhf.forward import slices, spread, token_logprobs
 from rlhf.messages import Batch, Weights
 from rlhf.objectives import policy_objective
 
@@ -57,7 +58,10 @@ class Learner(Trained):
         """One iteration of the policy; `advantages` and the chat model's log-probs are [B, T]. In the critic's warm-up
         only time passes."""
         self._begin(batch)
-        stats = {"train/rollout_logprob_abs_diff": self._disagreement(batch, reference)}
+        if batch.behind:
+            batch, advantages, stats = self._corrected(batch, advantages)
+        else:
+            stats = {"train/rollout_logprob_abs_diff": self._disagreement(batch, reference)}
         if self.cfg.advantages is not Advantages.gae or self.version >= self.cfg.critic_warmup:
             columns: Columns = {"advantages": advantages, "reference": reference}
             stats |= self._learn("actor", batch, columns, self._objective)
@@ -68,6 +72,24 @@ class Learner(Trained):
         """The policy as a model folder."""
         fault.at("learner.export")
         hugging_face.save(self.model, path, Defaults.of(self.tokenizer, chat=True), self.whole())
+
+    @torch.no_grad()
+    def _corrected(self, batch: Batch, advantages: Tensor) -> tuple[Batch, Tensor, dict[str, float]]:
+        """A batch of an older policy as if this one had answered: by its log-probs, each token weighed by how much
+        likelier it has become, `ppo.importance_cap` times at most (truncated importance sampling, Espeholt et al. 2018;
+        apart from the clipped ratio, as Hilton et al. 2022 have it)."""
+        self.model.eval()
+        said = self._of_each(slices(batch), lambda part: token_logprobs(self.model, part, routed=True)[0])
+        now = spread(torch.cat(said), batch.mask)
+        self.model.train()
+        apart = ((now - batch.logprobs) * batch.mask).exp()
+        weights, count = apart.clamp(max=self.cfg.importance_cap), batch.mask.sum()
+        told = {
+            "rl/importance/mean": float((weights * batch.mask).sum() / count),
+            "rl/importance/capped": float(((apart > self.cfg.importance_cap) * batch.mask).sum() / count),
+            "rl/staleness": float(batch.behind),
+        }
+        return replace(batch, logprobs=now), advantages * weights, told
 
     def _objective(self, number: int) -> Objective:
         steps = self.cfg.epochs * self.cfg.minibatches

@@ -115,7 +115,10 @@ class Trained(Ranked):
 
     def _begin(self, batch: Batch) -> None:
         fault.at("trained.update")
-        assert batch.version == self.version, f"update for version {batch.version}, but this is version {self.version}"
+        assert batch.iteration == self.version, (
+            f"update for version {batch.iteration}, but this is version {self.version}"
+        )
+        assert batch.behind <= self.cfg.staleness, f"answers of {batch.behind} versions ago: ppo.staleness forbids it"
 
     def _minibatches(self, batch: Batch, columns: Columns) -> Iterator[dict[str, Tensor]]:
         """Every minibatch of every epoch, whose rows are a function of (seed, version); of several ranks each has its

@@ -33,10 +33,19 @@ class Obedient:
         self.posts[name].handle = self.posts[name].make()
 
     def ask(self, asks: Sequence[Ask]) -> list[Any]:
+        return self.finish(self.begin(asks))
+
+    def finish(self, begun: list[Any]) -> list[Any]:
+        return begun
+
+    def begin(self, asks: Sequence[Ask]) -> list[Any]:
         results = []
         for ask in asks:
             self.asked.append(ask)
-            found = getattr(self.posts[ask.actor].handle, ask.method)(*ask.args)
+            actor = self.posts[ask.actor].handle
+            if ask.first:
+                getattr(actor, ask.first[0])(*ask.first[1])
+            found = getattr(actor, ask.method)(*ask.args)
             found = found[1] if ask.kept else found
             assert not (why := ask.unfit(found)), why
             results.append(found)

@@ -1,0 +1,1 @@
+"""The experience pool: answers that are still to be learnt from."""
