@@ -80,11 +80,4 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         'LANGUAGES = {"en": "han", "zh": "latin"}',
         "test_every_form_is_kept_by_the_one_answer_and_not_by_the_other",
     ),
-    (
-        "no query that is measured is learnt from",
-        "moe/tasks/instructions.py",
-        "    test = _take(ordered, lambda _: cfg.held_out, most=max(1, len(ordered) // 8))\n",
-        "    test = dict(list(ordered.items())[: len(ordered) // 8])\n",
-        "test_the_preset_goes_the_whole_way_at_a_small_size",
-    ),
 ]

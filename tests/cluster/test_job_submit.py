@@ -66,21 +66,27 @@ def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_job_runs_on_the_cluster_it_was_submitted_to(head: dict[str, str], tmp_path: Path) -> None:
-    done = submit(head, f"run.dir={tmp_path}", "pipeline.stages=[corpus,tokenizer,tokens]")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs write, one going on from the other's stages."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_a_job_runs_on_the_cluster_it_was_submitted_to(head: dict[str, str], runs: Path) -> None:
+    done = submit(head, f"run.dir={runs}", "pipeline.stages=[corpus,tokenizer,tokens]")
     assert done.returncode == 0, done.stdout[-3000:]
     assert "succeeded" in done.stdout
-    assert (tmp_path / "test" / "tokens" / "manifest.json").exists()
+    assert (runs / "test" / "tokens" / "manifest.json").exists()
 
 
-def test_a_job_that_is_stopped_saves_first(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_that_is_stopped_saves_first(head: dict[str, str], runs: Path) -> None:
     """`ray job stop` sends SIGTERM, and SIGKILL when the time is up that the job was submitted with."""
     words = readme.command("ray job submit").words
     patience = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"}}'
     asked = ["--no-wait", "--submission-id=stopped", f"--runtime-env-json={patience}"]
-    more = [f"run.dir={tmp_path}", "pipeline.stages=[corpus,tokenizer,tokens,base]", "pretrain.steps=5000"]
+    more = [f"run.dir={runs}", "pipeline.stages=[corpus,tokenizer,tokens,base]", "pretrain.steps=5000"]
     subprocess.run([*words[:3], *asked, *words[3:], *more], cwd=ROOT, env=head, check=True, timeout=600)
-    base, until = tmp_path / "test" / "base", time.monotonic() + 900
+    base, until = runs / "test" / "base", time.monotonic() + 900
     while not any("loss" in line for line in read_metrics(base)):
         assert time.monotonic() < until, "no step was logged"
         time.sleep(0.5)

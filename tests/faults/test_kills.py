@@ -35,8 +35,8 @@ POINTS = {  # how often a process that goes on from a checkpoint reaches it befo
     "save.renamed": 1,
     "save.pruned": 1,
 }
-KILLS = {"base": 20, "chat": 10, "reward": 10}  # at random times, beside one at each point
-STOPS = 20  # of each kind of stage, at random times
+KILLS = {"base": 14, "chat": 8, "reward": 8}  # at random times, beside one at each point
+STOPS = 10  # of each kind of stage, at random times
 End = dict[str, dict[str, object]]
 
 

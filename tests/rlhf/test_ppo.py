@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -13,19 +14,22 @@ import pytest
 import ray
 
 from cluster import stopping
+from cluster.run import open_stage
 from cluster.stopping import Stopped, stoppable
 from cluster.tracking.tracker import read_metrics
 from conf.errors import InputError
 from conf.knobs.model import Compute, Precision
-from conf.knobs.reinforcement import Advantages
+from conf.knobs.reinforcement import Advantages, Start
+from conf.knobs.running import Run
 from conf.schema import Config
+from rlhf import ppo
 from rlhf.actors.calls import ActorFailed
 from rlhf.graph import Graph
 from rlhf.ppo import precision
 from rlhf.rewards import Judged
 from tests.rlhf.graphs import GRPO, PPO, Before, Started, config, weights
 
-STOPS = 20
+STOPS = 10
 ENDS = (
     r"\(.+\) after [\d.]+ seconds; .+; ppo.restarts=0 does not allow another; "
     "the same command continues from the newest checkpoint"
@@ -204,6 +208,23 @@ def test_a_learning_rate_that_ruins_the_policy_is_told_by_its_knob(
     assert str(error.value).startswith("ppo.lr=1e+30: no step of iteration ")
 
 
+def test_rl_starts_from_the_stage_that_the_knob_names(
+    before: Before, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: Config, *, chat: Path, **others: object) -> Graph:
+        raise InputError(f"starts as {chat.name}")
+
+    cfg = replace(config(replace(GRPO, start=Start.hfft)), run=Run(dir=str(tmp_path), name="r"))
+    for name, folder in {"chat": before.chat, "hfft": before.chat, "tasks": before.tasks}.items():
+        with open_stage(cfg, name, reads=[], settings={}) as stage:
+            shutil.copytree(folder, stage.folder, dirs_exist_ok=True)
+            stage.finish({})
+    monkeypatch.setattr(ppo, "connect", lambda _: None)
+    monkeypatch.setattr(ppo, "start", start)
+    with pytest.raises(InputError, match="^starts as hfft$"):
+        ppo.main(cfg)
+
+
 def test_fp16_is_refused_and_auto_is_fp32() -> None:
     assert precision(Config()) is Precision.fp32
     assert precision(Config(compute=Compute(precision=Precision.bf16))) is Precision.bf16
@@ -213,18 +234,18 @@ def test_fp16_is_refused_and_auto_is_fp32() -> None:
 
 PLANTED = [  # promise, file, right code, bug, test
     (
+        "rl starts from the stage that ppo.start names",
+        "rlhf/ppo.py",
+        "chat=folders[cfg.ppo.start.value]",
+        'chat=folders["chat"]',
+        "test_rl_starts_from_the_stage_that_the_knob_names",
+    ),
+    (
         "rl refuses fp16, which it cannot scale",
         "rlhf/ppo.py",
         "if cfg.compute.precision is Precision.fp16:",
         "if False:",
         "test_fp16_is_refused_and_auto_is_fp32",
-    ),
-    (
-        "a run continues from its newest checkpoint",
-        "rlhf/ppo.py",
-        "graph.begin(found)",
-        "graph.begin(None)",
-        "test_a_run_whose_learner_dies_continues_to_the_same_weights",
     ),
     (
         "a run that is stopped saves the iterations since its last checkpoint",

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from openai import APIStatusError, OpenAI
@@ -15,6 +16,7 @@ from openai import APIStatusError, OpenAI
 from conf.errors import InputError
 from moe.generation.engine import Engine, Sampling, Token
 from moe.generation.guides import MAX_SCHEMA, Grammar
+from moe.generation.masks import masked
 from moe.text.tokenizer import Tokenizer
 from tests.moe.text.parents import parent
 from tests.serving.conftest import Tiny
@@ -192,6 +194,15 @@ def test_whatever_the_schema_a_completed_answer_parses_and_validates(tiny: Tiny,
         jsonschema.validate(found, schema)
 
 
+def test_what_the_schema_forbids_cannot_come(tiny: Tiny) -> None:
+    guide = Grammar.of_schema(tiny.tokenizer, {"type": "boolean"}).guide()
+    likely = masked(torch.full((2, tiny.tokenizer.padded_size), 9.0), [guide, None])
+    open_, free = (row > -1e9 for row in likely)
+    begins = {tiny.tokenizer.decode([int(token)]) for token in open_.nonzero().flatten()}
+    assert {"t", "f"} <= begins and all("true".startswith(text) or "false".startswith(text) for text in begins)
+    assert likely[0][~open_].max() == float("-inf") and bool(free.all())
+
+
 def test_most_of_them_were_completed() -> None:
     assert sum(ENDED) >= 0.5 * len(ENDED)
 
@@ -223,7 +234,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/generation/masks.py",
         'row[: len(allowed)].masked_fill_(~allowed, float("-inf"))',
         "row[: len(allowed)].masked_fill_(~allowed, -1.0)",
-        "test_whatever_the_schema_a_completed_answer_parses_and_validates",
+        "test_what_the_schema_forbids_cannot_come",
     ),
     (
         "each of several answers follows the schema by itself",

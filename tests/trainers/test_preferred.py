@@ -168,12 +168,3 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "test_where_nothing_is_good_enough_the_knob_is_named",
     ),
 ]
-PLANTED = [  # promise, file, right code, bug, test
-    (
-        "rl starts from the stage that ppo.start names",
-        "rlhf/ppo.py",
-        "chat=folders[cfg.ppo.start.value]",
-        'chat=folders["chat"]',
-        "test_rankings_make_models_that_ppo_starts_from_and_the_report_compares",
-    ),
-]

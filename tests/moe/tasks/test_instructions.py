@@ -196,6 +196,13 @@ def test_ids_are_never_shared() -> None:
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
+        "no query that is measured is learnt from",
+        "moe/tasks/instructions.py",
+        "    test = _take(ordered, lambda _: cfg.held_out, most=max(1, len(ordered) // 8))\n",
+        "    test = dict(list(ordered.items())[: len(ordered) // 8])\n",
+        "test_queries_are_split_and_stay_out_of_training",
+    ),
+    (
         "of small tasks a tenth validates",
         "moe/tasks/instructions.py",
         "most=few // 10)",

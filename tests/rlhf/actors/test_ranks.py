@@ -20,6 +20,7 @@ from conf.schema import Config
 from rlhf.actors import placement, trained
 from rlhf.actors.trained import Trained
 from rlhf.graph import Graph
+from rlhf.objectives import policy_objective
 from tests.rlhf import tiny
 from tests.rlhf.graphs import PPO, Before, config
 from tests.rlhf.test_ppo import told
@@ -130,6 +131,25 @@ def test_every_rank_learns_from_rows_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert rows == [[[0, 1, 2]] * 2, [[0, 2]] * 2, [[1]] * 2]
 
 
+@pytest.mark.parametrize(("deterministic", "slots"), [(True, 2), (False, 0)])
+def test_rows_are_dealt_over_slots_where_any_number_of_ranks_must_agree(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool, slots: int
+) -> None:
+    def gradients(*_: Any, slots: int, **others: Any) -> None:
+        raise InputError(str(slots))
+
+    cluster = Cluster(deterministic=deterministic, slots=2)
+    actor = Trained(tiny.decoder(), 1e-3, CFG, Precision.fp32, 0, 1, "cpu", cluster)
+    monkeypatch.setattr(trained, "gradients", gradients)
+    batch = tiny.random_batch()
+    with pytest.raises(InputError, match=f"^{slots}$"):
+        actor._learn("actor", batch, {"advantages": batch.mask, "reference": batch.logprobs}, policy_of)
+
+
+def policy_of(number: int) -> Any:
+    return policy_objective(CFG, None)
+
+
 def test_a_role_asks_for_what_its_knobs_say_and_else_for_the_runs() -> None:
     run = Cluster(cpus_per_worker=2.0, gpus_per_worker=1.0)
     assert placement._bundle(Seat(), run) == {"CPU": 2.0, "GPU": 1.0}
@@ -147,7 +167,7 @@ PLANTED = [  # promise, file, right code, bug, test
         "rlhf/actors/trained.py",
         "slots=self.slots,",
         "slots=0,",
-        "test_two_ranks_give_the_bits_of_one",
+        "test_rows_are_dealt_over_slots_where_any_number_of_ranks_must_agree",
     ),
     (
         "every rank learns from rows of its own",

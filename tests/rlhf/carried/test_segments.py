@@ -135,6 +135,13 @@ def test_what_segments_cannot_be_learnt_from_by_is_refused() -> None:
 
 PLANTED = [  # promise, file, right code, bug, test
     (
+        "a run continues from its newest checkpoint",
+        "rlhf/ppo.py",
+        "graph.begin(found)",
+        "graph.begin(None)",
+        "test_what_is_open_survives_a_kill",
+    ),
+    (
         "an answer that goes on throws the dice that it would have thrown",
         "rlhf/actors/rollout.py",
         "                begun=request.begun,\n",
