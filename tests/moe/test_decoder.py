@@ -77,6 +77,6 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/kernels/attention.py",
         "(at >= self.starts.unsqueeze(2))",
         "(at >= 0 * self.starts.unsqueeze(2))",
-        None,
+        "test_a_packed_document_has_the_logits_it_has_alone",
     ),
 ]

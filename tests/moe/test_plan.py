@@ -312,6 +312,6 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/plan.py",
         "cfg.gpu.mfu * needed / computed",
         "cfg.gpu.mfu",
-        None,
+        "test_recomputing_costs_mfu_and_not_hfu",
     ),
 ]

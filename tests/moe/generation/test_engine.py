@@ -250,14 +250,14 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/generation/rows.py",
         "cache[place, :, :length] = cache[last, :, :length]",
         "pass",
-        None,
+        "test_cached_batched_generation_equals_one_by_one_without_cache",
     ),
     (
         "log-probs are those of the whole distribution",
         "moe/generation/engine.py",
         "return ids, logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)",
         "return ids, (probabilities / cumulative[:, -1:]).log().gather(1, ids.unsqueeze(1)).squeeze(1)",
-        None,
+        "test_top_p_and_top_k_cut_the_tail_but_not_the_log_prob",
     ),
     (
         "the engine computes where its model lies",

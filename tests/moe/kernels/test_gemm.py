@@ -80,13 +80,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/kernels/sorted_experts.py",
         "weight = weight.new_zeros(slots)",
         "weight = weight.new_ones(slots)",
-        None,
+        "test_experts_of_padded_tiles",
     ),
     (
         "rows that pad a product are cut off",
         "moe/kernels/gemm.py",
         "return product(x, weight.t())[:n]",
         "return product(x, weight.t())",
-        None,
+        "test_joined_linear_maps_and_their_gradients",
     ),
 ]

@@ -308,21 +308,21 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/kernels/native.c",
         "to[i] = a * c[i] - b * s[i];",
         "to[i] = a * c[i] + b * s[i];",
-        None,
+        "test_norm_turn",
     ),
     (
         "padding of a chunk has no gradient",
         "moe/kernels/native.c",
         "memset(x, 0, vocabulary * sizeof(float));",
         "(void)x;",
-        None,
+        "test_cross_entropy_of_great_logits_of_padding_and_of_a_target_outside",
     ),
     (
         "documents do not see each other in the kernels",
         "moe/kernels/attention.c",
         "MIN(KEYS, start[query + q] - key)",
         "MIN(KEYS, start[query + q] - key - 1)",
-        None,
+        "test_attention",
     ),
     (
         "rounding its factors is all that bf16 does to attention",
@@ -345,5 +345,5 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "number.bits >> 16",
         "test_the_passes_between_the_products",
     ),
-    ("nothing is compiled during a run", "moe/kernels/native.py", "if not built().exists():", "if build():", None),
+    ("nothing is compiled during a run", "moe/kernels/native.py", "if not built().exists():", "if build():", "test_nothing_is_compiled_at_run_time"),
 ]

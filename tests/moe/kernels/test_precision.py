@@ -77,6 +77,6 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/kernels/precision.py",
         "self.scale = max(1.0, self.scale / 2)",
         "pass",
-        None,
+        "test_the_loss_scale_follows_the_gradients",
     ),
 ]

@@ -37,20 +37,20 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/kernels/triton_passes.py",
         "up = tl.load(hidden + (row * 2 + 1) * inner + at, mask=inside).to(tl.float32)",
         "up = tl.load(hidden + row * 2 * inner + at, mask=inside).to(tl.float32)",
-        None,
+        "test_a_kernel_equals_its_twin",
     ),
     (
         "the kernel of SwiGLU's slopes sums a row over all of its blocks",
         "moe/kernels/triton_passes.py",
         "total += g * active",
         "total = g * active",
-        None,
+        "test_a_kernel_equals_its_twin",
     ),
     (
         "the combining kernel weighs each row",
         "moe/kernels/triton_passes.py",
         "row = row * tl.load(weights + token * top_k + choice).to(tl.float32)",
         "row = row * tl.load(weights + token * top_k).to(tl.float32)",
-        None,
+        "test_a_kernel_equals_its_twin",
     ),
 ]

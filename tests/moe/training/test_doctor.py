@@ -177,7 +177,7 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/training/doctor.py",
         '            self.examine(line, int(line["step"]))',
         "            pass",
-        None,
+        "test_a_continued_run_judges_as_one_that_never_stopped",
     ),
     (
         "a dead expert is noticed",

@@ -159,13 +159,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "moe/training/optimizer.py",
         "if cfg.schedule is Schedule.wsd else warm",
         "if False else warm",
-        None,
+        "test_the_rate_of_each_step",
     ),
     (
         "matrices in no_decay do not decay",
         "moe/training/optimizer.py",
         "p.dim() > 1 and not any(fnmatchcase(name, glob) for glob in cfg.no_decay)",
         "p.dim() > 1",
-        None,
+        "test_what_decays",
     ),
 ]
