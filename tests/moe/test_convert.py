@@ -86,5 +86,11 @@ def test_wrong_knobs_are_refused(tmp_path: Path) -> None:
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
-    ("an unproven conversion leaves nothing", "moe/convert.py", "shutil.rmtree(out, ignore_errors=True)", "pass", "test_what_does_not_prove_right_is_not_left_behind"),
+    (
+        "an unproven conversion leaves nothing",
+        "moe/convert.py",
+        "shutil.rmtree(out, ignore_errors=True)",
+        "pass",
+        "test_what_does_not_prove_right_is_not_left_behind",
+    ),
 ]

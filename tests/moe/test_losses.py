@@ -123,7 +123,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "(ranks.unsqueeze(2) <= ranks.unsqueeze(1))",
         "test_only_answers_with_different_ranks_are_compared",
     ),
-    ("an answer without a rank is not the best", "moe/losses.py", " & (ranks >= 0).unsqueeze(2)", "", "test_only_answers_with_different_ranks_are_compared"),
+    (
+        "an answer without a rank is not the best",
+        "moe/losses.py",
+        " & (ranks >= 0).unsqueeze(2)",
+        "",
+        "test_only_answers_with_different_ranks_are_compared",
+    ),
     (
         "the better answer has to be ahead by the margin",
         "moe/losses.py",

@@ -125,7 +125,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "if True:",
         "test_torch_stands_in_for_what_cannot_be_imported_and_for_nothing_else",
     ),
-    ("MegaBlocks computes our SwiGLU", "moe/kernels/megablocks.py", "F.silu(gate) * up", "F.silu(up) * gate", "test_ours_equals_torch"),
+    (
+        "MegaBlocks computes our SwiGLU",
+        "moe/kernels/megablocks.py",
+        "F.silu(gate) * up",
+        "F.silu(up) * gate",
+        "test_ours_equals_torch",
+    ),
     (
         "MegaBlocks gives each expert its own tokens",
         "moe/kernels/megablocks.py",

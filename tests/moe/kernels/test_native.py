@@ -345,5 +345,11 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "number.bits >> 16",
         "test_the_passes_between_the_products",
     ),
-    ("nothing is compiled during a run", "moe/kernels/native.py", "if not built().exists():", "if build():", "test_nothing_is_compiled_at_run_time"),
+    (
+        "nothing is compiled during a run",
+        "moe/kernels/native.py",
+        "if not built().exists():",
+        "if build():",
+        "test_nothing_is_compiled_at_run_time",
+    ),
 ]

@@ -322,8 +322,20 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "pass",
         "test_two_workers_agree_with_one",
     ),
-    ("what is spread are rank 0's weights", "moe/training/parallel.py", "dist.broadcast(tensor, 0)", "pass", "test_two_workers_agree_with_one"),
-    ("clipping sees all workers' gradients", "moe/training/parallel.py", "dist.all_reduce(squares)", "pass", "test_two_workers_agree_with_one"),
+    (
+        "what is spread are rank 0's weights",
+        "moe/training/parallel.py",
+        "dist.broadcast(tensor, 0)",
+        "pass",
+        "test_two_workers_agree_with_one",
+    ),
+    (
+        "clipping sees all workers' gradients",
+        "moe/training/parallel.py",
+        "dist.all_reduce(squares)",
+        "pass",
+        "test_two_workers_agree_with_one",
+    ),
     (
         "the auxiliary loss is counted once under checkpointing",
         "moe/decoder.py",
