@@ -12,6 +12,14 @@ import pytest
 os.environ.pop("RAY_ADDRESS", None)  # the tests never join somebody's cluster
 os.environ.pop("CI", None)  # with it pytest looks for every difference, and of two files of weights that takes hours
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # a loaded machine must not get workers killed under a test
+KERNELS = "CONCLAVE_TEST_KERNELS"  # the folder that they are built into
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The C kernels are built once a session, by whichever of its processes needs them first: tests/moe/conftest.py."""
+    if KERNELS not in os.environ:
+        os.environ[KERNELS] = tempfile.mkdtemp(prefix="conclave-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(KERNELS), ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,3 +1,6 @@
+"""Tiny models, and the ways in which different machines compute."""
+
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,6 +11,7 @@ from conf.knobs.model import Model
 from moe.decoder import Decoder, new_decoder
 from moe.kernels import native
 from moe.kernels.processor import Processor, processor, using
+from tests.conftest import KERNELS
 
 VOCABULARY = 256
 WAYS = {
@@ -39,11 +43,11 @@ def model(request: pytest.FixtureRequest) -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def _kernels(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The C kernels built into a cache of their own: (the cache, why not)."""
+def _kernels() -> tuple[str, str]:
+    """The C kernels built into the tests' own cache: (the cache, why not)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return str(native.built().parents[1]), native.build()
+        patch.setenv("XDG_CACHE_HOME", os.environ[KERNELS])
+        return str(native.built().parents[1]), "" if native.built().exists() else native.build()
 
 
 @pytest.fixture(scope="session")
