@@ -91,7 +91,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "ray job submit": Elsewhere("tests/cluster/test_job_submit.py::test_a_job_runs_on_the_cluster_it_was_submitted_to"),
     "from transformers": Small(),
     "# my_domain.py": Elsewhere("tests/test_readme.py::test_the_domain_of_the_readme_judges"),
-    "python -m cluster.pipeline preset=minutes run.name=own": Small(FEW_STEPS, "runs/own/chat/model.safetensors"),
+    "python -m cluster.pipeline preset=minutes run.name=own": Small(
+        f"evaluate.prompts=4 evaluate.rows=8 {FEW_STEPS}", "runs/own/chat/model.safetensors"
+    ),
     "python -m cluster.pipeline preset=minutes run.name=aligned": Small(
         f"parent.model=runs/demo/chat evaluate.prompts=4 reward.steps=2 {FEW_ITERATIONS}",
         "runs/aligned/rl/model.safetensors",
