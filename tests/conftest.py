@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with Ray come last: while it runs, its processes take a tenth of a small machine from the others."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
+@pytest.fixture(autouse=True)
+def no_other_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A call of Ray's starts a cluster where there is none: seconds, and nobody asked for it."""
+    before = _has_ray()
+    yield
+    assert _has_ray() == before or request.node.get_closest_marker("ray"), "a test that is not marked ray started one"
+
+
+def _has_ray() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 @pytest.fixture(scope="session")

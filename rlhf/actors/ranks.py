@@ -77,13 +77,18 @@ def together(method: Callable[Concatenate[A, P], R]) -> Callable[Concatenate[A, 
             if dist.is_initialized() and not self.others:
                 dist.destroy_process_group()  # that the ranks which wait for this one learn of it
             raise
-        try:
-            ray.get(pending)
-        except RayActorError:
-            raise _cause(pending) or RankLost("a rank died") from None
+        if pending:  # to wait for nothing would start a Ray of its own where there is none
+            _all_ended(pending)
         return made if own_rank() == 0 else cast(R, None)
 
     return on_all
+
+
+def _all_ended(pending: Sequence[Any]) -> None:
+    try:
+        ray.get(pending)
+    except RayActorError:
+        raise _cause(pending) or RankLost("a rank died") from None
 
 
 def _cause(pending: Sequence[Any]) -> Exception | None:

@@ -183,6 +183,13 @@ def test_steps_end_where_the_policy_has_gone_too_far(chat: Path) -> None:
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
+        "a learner that is one process asks nothing of Ray",
+        "rlhf/actors/ranks.py",
+        "        if pending:  # to",
+        "        if True:  # to",
+        "test_without_a_critic_there_is_no_warm_up",
+    ),
+    (
         "an update is applied once",
         "rlhf/actors/trained.py",
         "assert batch.version == self.version, f",
