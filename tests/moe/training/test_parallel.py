@@ -34,7 +34,7 @@ from moe.training import checkpoint
 from moe.training.average import Average
 from moe.training.objectives import LANGUAGE_MODEL, Batch, Objective
 from moe.training.optimizer import copied_weights, new_optimizer, update_norm
-from moe.training.parallel import across, check_parallel, own_rank, parallelise, reduce_gradients, repeatable, whole
+from moe.training.parallel import across, check_parallel, own_rank, parallelise, reduce_gradients, whole
 from moe.training.step import all_sum
 from tests.trainers.training import take_step
 from trainers.loop.loop import held_out_sums
@@ -186,18 +186,17 @@ def check_experts() -> None:
             torch.testing.assert_close(g, w)
 
 
-def work(rank: int, world: int, folder: Path, cache: str) -> None:
+def work(rank: int, world: int, folder: Path, cache: str, runs: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     os.environ["XDG_CACHE_HOME"] = cache
     meeting = f"file://{folder}/meet-{world}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE)
     check_experts()
-    for way, settings in WAYS.items():
-        with using(settings):
-            for name in RUNS[world]:
-                found = measured(name, folder / "rows")
-                if rank == 0:
-                    save_file(found, folder / f"{world} {way} {name}")
+    for way, name in runs:
+        with using(WAYS[way]):
+            found = measured(name, folder / "rows")
+            if rank == 0:
+                save_file(found, folder / f"{world} {way} {name}")
     if world == 2:
         go_on("fsdp2", folder / "1", folder / "2")
     else:
@@ -235,17 +234,25 @@ def alone(folder: Path, way: str) -> Result:
     return load_file(folder / f"1 {way}")
 
 
+def asked(request: pytest.FixtureRequest, world: int) -> list[tuple[str, str]]:
+    """The ways and plans that the session's tests want of so many workers."""
+    items = [item for item in request.session.items if item.path == request.path]
+    given = [item.callspec.params for item in items if hasattr(item, "callspec")]
+    wanted = {(params["way"], params["name"]) for params in given if params.keys() >= {"way", "name"}}
+    return [(way, name) for way in WAYS for name in RUNS[world] if (way, name) in wanted]
+
+
 @pytest.fixture(scope="module")
-def two(folder: Path, kernels_cache: str) -> Path:
+def two(request: pytest.FixtureRequest, folder: Path, kernels_cache: str) -> Path:
     """Where two workers left what they measured."""
-    start_processes(work, (2, folder, kernels_cache), 2, start_method="forkserver")
+    start_processes(work, (2, folder, kernels_cache, asked(request, 2)), 2, start_method="forkserver")
     return folder
 
 
 @pytest.fixture(scope="module")
-def four(two: Path, kernels_cache: str) -> Path:
+def four(request: pytest.FixtureRequest, two: Path, kernels_cache: str) -> Path:
     """Where four did. They go on from the checkpoint of the two."""
-    start_processes(work, (4, two, kernels_cache), 4, start_method="forkserver")
+    start_processes(work, (4, two, kernels_cache, asked(request, 4)), 4, start_method="forkserver")
     return two
 
 
@@ -291,63 +298,40 @@ def test_experts_that_cannot_be_shared_evenly_are_refused() -> None:
         check_parallel(CFG, Cluster(workers=3, expert_parallel=3))
 
 
-@pytest.mark.parametrize(("device", "asked"), [("cuda", True), ("cpu", False)])
-def test_a_gpu_repeats_itself_where_that_is_asked_for(
-    device: str, asked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # what the test makes of it goes with it
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    try:
-        repeatable(Cluster(), "cuda")
-        assert not torch.are_deterministic_algorithms_enabled()
-        repeatable(Cluster(deterministic=True), device)
-        assert torch.are_deterministic_algorithms_enabled() is asked
-        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if asked else None)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
-    (
-        "a GPU repeats itself with cluster.deterministic",
-        "moe/training/parallel.py",
-        "torch.use_deterministic_algorithms(True, warn_only=True)",
-        "pass",
-        "test_a_gpu_repeats_itself_where_that_is_asked_for",
-    ),
     (
         "workers' gradients are summed",
         "moe/training/parallel.py",
         "module.set_gradient_divide_factor(1.0)",
         "pass",
-        "test_two_workers_agree_with_one",
+        "test_two_workers_agree_with_one[torch-fsdp2]",
     ),
     (
         "what is spread are rank 0's weights",
         "moe/training/parallel.py",
         "dist.broadcast(tensor, 0)",
         "pass",
-        "test_two_workers_agree_with_one",
+        "test_two_workers_agree_with_one[torch-fsdp2]",
     ),
     (
         "clipping sees all workers' gradients",
         "moe/training/parallel.py",
         "dist.all_reduce(squares)",
         "pass",
-        "test_two_workers_agree_with_one",
+        "test_two_workers_agree_with_one[torch-fsdp2]",
     ),
     (
         "the auxiliary loss is counted once under checkpointing",
         "moe/decoder.py",
         "auxiliary=self.cfg.balance_coef",
         "auxiliary=(1 + self.checkpointing) * self.cfg.balance_coef",
-        "test_two_workers_agree_with_one",
+        "test_two_workers_agree_with_one[torch-data, checkpointing]",
     ),
     (
         "balance is over the global batch",
         "moe/router.py",
         "counts = counts if alone else global_sum(counts)",
         "pass",
-        "test_two_workers_agree_with_one",
+        "test_two_workers_agree_with_one[torch-data, checkpointing]",
     ),
 ]

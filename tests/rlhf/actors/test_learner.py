@@ -192,8 +192,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "an update is applied once",
         "rlhf/actors/trained.py",
-        "assert batch.version == self.version, f",
-        "assert batch.version <= self.version, f",
+        "assert batch.iteration == self.version, (",
+        "assert batch.iteration <= self.version, (",
         "test_an_update_makes_good_answers_likelier_and_is_applied_once",
     ),
     (
