@@ -15,6 +15,7 @@ from cluster.agreement import CHECKPOINTS, INTENT, Differs, Longer, agreeing, ho
 from cluster.code import code
 from cluster.locks import locked as locked
 from cluster.memory import give_back
+from cluster.people.heard import HEARD, heard
 from cluster.stopping import stoppable
 from cluster.storage import (
     MANIFEST,
@@ -75,12 +76,18 @@ class Stage:
     """One stage's folder while it is held. Write into `folder`; `finish` makes the result count."""
 
     def __init__(
-        self, folder: Path, manifest: dict[str, Any] | None, intent: dict[str, Any], measured: Sequence[str]
+        self,
+        folder: Path,
+        manifest: dict[str, Any] | None,
+        intent: dict[str, Any],
+        measured: Sequence[str],
+        outside: Collection[Path] = (),
     ) -> None:
         self.folder = folder
         self.done = manifest is not None
         self.metrics: dict[str, Any] = from_json(manifest["metrics"]) if manifest else {}
         self._intent, self._measured, self._began = intent, measured, time.time()
+        self._outside = outside
 
     @property
     def made(self) -> bool:
@@ -99,6 +106,8 @@ class Stage:
         """
         now = time.time()
         self.metrics = dict(metrics)
+        made_of = [*(self.folder.parent / name for name in self._intent["inputs"]), *self._outside]
+        whose = heard(self._intent["config"], made_of)
         drop_temporary(self.folder, without=_UNSEALED)
         record = digests(self.folder, without=_UNSEALED)
         intent = dict(self._intent)
@@ -113,6 +122,7 @@ class Stage:
             "status": "done",
             "product": made["product"],
             "code": made["code"],
+            **({HEARD: whose} if whose else {}),
             "metrics": to_json(self.metrics),
             "seconds": made["seconds"],
             "started": made["started"],
@@ -134,6 +144,7 @@ def open_stage(
     measured: Sequence[str] = (),
     longer: Longer | None = None,
     measures: bool = False,
+    outside: Collection[Path] = (),
 ) -> Iterator[Stage]:
     """Hold the stage's folder: finished (`stage.done`), to be measured again (`stage.made`), cut short (its files are
     still there), or new.
@@ -141,7 +152,8 @@ def open_stage(
     `settings` are the parts of the config that decide what the stage produces, by the name they have in the tree:
     `{"model": cfg.model, "optim": cfg.optim}`; what another value does is said in `conf.decides`. `measured` are the
     files that the closing measurement writes, `longer` says whether the stage can go on to another length. A stage that
-    `measures`, and does nothing else, is made again where a setting or an input differs, and nobody is asked. Raises
+    `measures`, and does nothing else, is made again where a setting or an input differs, and nobody is asked. `outside`
+    are the folders of other runs' stages that it reads from: whose conversations they heard, it hears. Raises
     `InputError` when a stage it reads is not there, when another process holds it, or when it was made, in whole or in
     part, with other settings or inputs and `run.rebuild` is false. One of which nothing was saved begins anew.
     """
@@ -190,7 +202,7 @@ def open_stage(
         try:
             inputs = [cfg.run.folder / read for read in reads]
             with nullcontext() if done else tracked(cfg, name, folder, reads=inputs):
-                yield Stage(folder, before if done else None, intent, measured)
+                yield Stage(folder, before if done else None, intent, measured, outside)
         except InputError:
             if [path.name for path in folder.iterdir()] == [INTENT]:
                 shutil.rmtree(folder)  # refused before it had begun

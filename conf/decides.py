@@ -56,7 +56,7 @@ TABLE: dict[str, Mapping[Effect, str]] = {  # section: its knobs by effect
     },
     "proxy": {_DECIDES: "by corpora held_out documents tokens batch_rows row_length seeds", _FREE: "timeout"},
     "why": {_FREE: "record id stage step"},
-    "forget": {_FREE: "records ids"},  # what the corpus obeys is the list that they end in
+    "forget": {_FREE: "records ids conversations"},  # what the corpus obeys is the list that they end in
     "tokenizer": {_DECIDES: "path extend merge vocab_size isolate_han min_frequency"},
     "tokens": {_DECIDES: "row_length rows_per_shard", _FREE: "actors"},
     "tasks": {_DECIDES: "domain options queries per_task held_out prompts"},

@@ -81,7 +81,12 @@ def main(cfg: Config) -> dict[str, float]:
         make(cfg, "parent")
     needs = reads(cfg, present(cfg))
     longer = partial(lengthened, cfg.ppo)
-    with open_stage(cfg, cfg.ppo.stage, reads=needs, settings=settings, measured=MEASURED, longer=longer) as stage:
+    more: dict[str, Any] = {
+        "measured": MEASURED,
+        "longer": longer,
+        "outside": [Path(folder) for folder in cfg.ppo.ensemble],
+    }
+    with open_stage(cfg, cfg.ppo.stage, reads=needs, settings=settings, **more) as stage:
         if stage.done:
             return stage.metrics
         chat, tasks = stage.input(origin), stage.input("tasks")

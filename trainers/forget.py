@@ -25,22 +25,28 @@ from trainers.clean.ledger import by_id, by_place, forget, lives, with_copies
 from trainers.clean.page import place
 from trainers.files.forgotten import FORGOTTEN, parted
 from trainers.trail.seen import SHOWN, Wanted, own_places, seen_by
+from trainers.trail.talks import forget_talks
 
 OWN = "own"  # in the place of a step: a record of no corpus
 
 
 @job
 def main(cfg: Config) -> list[str]:
-    """Forget what `forget.records` and `forget.ids` name; what was said. Raises `InputError` if there is no such
-    record.
+    """Forget what `forget.records`, `forget.ids` and `forget.conversations` name; what was said. Raises `InputError`
+    if there is no such record or conversation.
 
     The list of all that the run has forgotten stays in its folder, and every later stage of the run obeys it.
     """
     run, folder = cfg.run.folder, cfg.run.folder / "corpus"
+    heard = forget_talks(cfg) if cfg.forget.conversations else []
+    if heard and not cfg.forget.records and not cfg.forget.ids:
+        heard.append(f"rankings without them: python -m rlhf.rank run.name={cfg.run.name}; {_rebuild(cfg)}")
+        print("\n".join(heard))
+        return heard
     named, places = asked(cfg, folder)
     numbers = with_copies(folder, {life["id"] for life in named}) if named else []
     found = list(lives(folder, lambda table: pc.is_in(table["id"], pa.array(numbers)))) if named else []
-    told = [f"to be forgotten: {place(life)}, record {life['id']}" for life in found[:SHOWN]]
+    told = heard + [f"to be forgotten: {place(life)}, record {life['id']}" for life in found[:SHOWN]]
     told += [f"to be forgotten: {one}" for one in places[:SHOWN]]
     told += [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     told += [f"and {len(places) - SHOWN} more"] if len(places) > SHOWN else []
@@ -60,17 +66,24 @@ def main(cfg: Config) -> list[str]:
             shutil.rmtree(old)
         end.append("corpus: made again without them")
     if kept or places:
-        command = f"python -m cluster.pipeline run.name={cfg.run.name} run.rebuild=true"
-        end.append(f"the stages that have seen them: {command}, then delete the folders *.replaced-*")
+        end.append(_rebuild(cfg))
     print("\n".join(end))
     return [*told, *end]
+
+
+def _rebuild(cfg: Config) -> str:
+    command = f"python -m cluster.pipeline run.name={cfg.run.name} run.rebuild=true"
+    return f"the stages that have seen them: {command}, then delete the folders *.replaced-*"
 
 
 def asked(cfg: Config, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """(the rows of the corpus's ledger, the places in a user's own samples, queries and rankings) that the knobs name.
     Raises `InputError` for a name that has none."""
     if not cfg.forget.records and not cfg.forget.ids:
-        raise InputError("say which records: 'forget.records=[data/poems.jsonl.gz:17]' or 'forget.ids=[4711]'")
+        raise InputError(
+            "say which records: 'forget.records=[data/poems.jsonl.gz:17]' or 'forget.ids=[4711]'; or which "
+            "conversations: 'forget.conversations=[alice/c-1]'"
+        )
     found: dict[int, dict[str, Any]] = {}
     places: dict[str, Any] = {}
     for record in map(str, cfg.forget.records):

@@ -52,7 +52,7 @@ def main(cfg: Config) -> dict[str, float]:
     settings = {"parent": {**asdict(cfg.parent), "model": files}, "tokenizer": {"digest": tokenizer.digest}}
     if tokenizer.form.template:
         settings["tokenizer"]["template"] = tokenizer.form.digest
-    with open_stage(cfg, "parent", reads=[], settings=settings) as stage:
+    with open_stage(cfg, "parent", reads=[], settings=settings, outside=[source]) as stage:
         if stage.done:
             return stage.metrics
         model = checkpoints.new_from(cfg.parent, cfg.run.seed)

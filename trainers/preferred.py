@@ -22,7 +22,7 @@ from trainers.files.forgotten import FORGOTTEN as FORGET
 from trainers.files.forgotten import NOTHING, Forgotten
 from trainers.files.hindsight import PLAIN, good
 from trainers.files.rankings import Record, read_all, split, telling
-from trainers.files.readers import digest, expand
+from trainers.files.readers import digest, expand, folders
 from trainers.loop.growth import lengthened
 from trainers.loop.tuning import FORGOTTEN, check_replay, remedy, tune
 from trainers.rows.conversations import by_task, check_length, fitting, piece, write
@@ -78,7 +78,8 @@ def learn(cfg: Config, name: str, knobs: Preferred, method: Method) -> dict[str,
         **cfg.evaluate.measure(),
     }
     longer = partial(lengthened, name, knobs, cfg.optim)
-    with open_stage(cfg, name, reads=needs, settings=settings, measured=closing.ANSWERS, longer=longer) as stage:
+    more: dict[str, Any] = {"measured": closing.ANSWERS, "longer": longer, "outside": folders(own)}
+    with open_stage(cfg, name, reads=needs, settings=settings, **more) as stage:
         if stage.done:
             return stage.metrics
         chat, text = stage.input(origin), stage.input("tokens") if "tokens" in needs else None

@@ -68,7 +68,8 @@ def pretrain(cfg: Config, name: str) -> dict[str, float]:
         "evaluate.rows": cfg.evaluate.rows,
     }
     longer = partial(lengthened, "pretrain", cfg.pretrain, cfg.optim)
-    with open_stage(cfg, name, reads=reads(cfg, ()), settings=settings, longer=longer) as stage:
+    outside = [Path(cfg.parent.model)] * bool(cfg.parent.model)
+    with open_stage(cfg, name, reads=reads(cfg, ()), settings=settings, longer=longer, outside=outside) as stage:
         if stage.done:
             return stage.metrics
         connect(cfg.cluster)

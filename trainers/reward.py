@@ -29,7 +29,7 @@ from moe.training.adapt import adapt
 from trainers import closing
 from trainers.files.forgotten import FORGOTTEN, Forgotten
 from trainers.files.rankings import Record, judged, read_all, split, telling
-from trainers.files.readers import digest, expand
+from trainers.files.readers import digest, expand, folders
 from trainers.loop.growth import lengthened
 from trainers.loop.loop import fit
 from trainers.loop.recipe import Plan
@@ -72,7 +72,8 @@ def main(cfg: Config) -> dict[str, float]:
     if (origin := model_stage(cfg, "chat", present(cfg))) == "parent":
         make(cfg, "parent")
     longer = partial(lengthened, "reward", cfg.reward, cfg.optim)
-    with open_stage(cfg, "reward", reads=reads(cfg, present(cfg)), settings=settings, longer=longer) as stage:
+    needs, outside = reads(cfg, present(cfg)), folders(own)
+    with open_stage(cfg, "reward", reads=needs, settings=settings, longer=longer, outside=outside) as stage:
         if stage.done:
             return stage.metrics
         connect(cfg.cluster)

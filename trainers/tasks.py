@@ -28,7 +28,7 @@ from trainers.files import store
 from trainers.files.documents import fields
 from trainers.files.forgotten import FORGOTTEN, NOTHING, Forgotten
 from trainers.files.kinds import Form
-from trainers.files.readers import absolute, digest, expand, parse, read_sources, unchanged
+from trainers.files.readers import absolute, digest, expand, folders, parse, read_sources, unchanged
 from trainers.files.rejects import REJECTS, rejects_in
 from trainers.files.samples import read_queries, read_samples
 from trainers.files.streams import BadRecord, LeftOut
@@ -77,7 +77,7 @@ def main(cfg: Config) -> dict[str, float]:
         "sft": {"files": own, "max_bad_fraction": cfg.sft.max_bad_fraction},
         **forgotten.setting,
     }
-    with open_stage(cfg, "tasks", reads=needs, settings=settings) as stage:
+    with open_stage(cfg, "tasks", reads=needs, settings=settings, outside=folders([*own, *asked])) as stage:
         if stage.done:
             return stage.metrics
         corpus = stage.input("corpus") if needs else stage.folder  # which has none of a corpus's files

@@ -147,7 +147,9 @@ class Why:
 
 @dataclass(kw_only=True)
 class Forget:
-    """Which records of the corpus, of sft.files, tasks.queries or rankings are to be forgotten, with their copies."""
+    """Which records of the corpus, of sft.files, tasks.queries or rankings are to be forgotten, with their copies, and
+    which conversations of the feedback."""
 
     records: list[str] = field(default_factory=list)  # file:line each, as for why.record
     ids: list[int] = field(default_factory=list)  # the numbers that documents have in the corpus's Parquet files
+    conversations: list[str] = field(default_factory=list)  # as ranked/manifest.json names them: <key's name>/<its id>

@@ -82,6 +82,11 @@ def digest(path: str) -> str:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
+def folders(files: Collection[str]) -> set[Path]:
+    """Where the files lie: a file may be another run's stage's."""
+    return {Path(file).absolute().parent for file in files}
+
+
 def unchanged(digests: Mapping[str, str]) -> None:
     """Raise `InputError` for a file that is another than when its digest was taken: what was read has no name."""
     for path, taken in digests.items():
