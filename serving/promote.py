@@ -27,9 +27,8 @@ LOOK, UNHEARD = 1.0, 30.0  # seconds: between two looks, and after which a trial
 def wanted(cfg: Config) -> Trial:
     """The trial that the knobs ask for: the one under way where it is of the same model. Raises `InputError`."""
     run, knobs = cfg.run.folder, cfg.promote
-    under_way = trials.read(run)
-    if under_way is not None and under_way.over:
-        under_way = None
+    last = trials.read(run)
+    under_way = None if last is None or last.over else last
     if knobs.stop:
         if under_way is None:
             raise InputError(f"promote.stop=true: no trial is under way in {run}")
@@ -47,7 +46,14 @@ def wanted(cfg: Config) -> Trial:
     if not cfg.serve.model and candidate == version(find_model(cfg)[0]):
         raise InputError(f"promote.model={knobs.model}: that is what the run serves already")
     asked = {name: getattr(knobs, name) for name in ("share", "votes", "confidence", "tolerance")}
-    return Trial(model=str(folder), version=candidate, incumbent="", asked=time.time(), **asked)
+    return Trial(
+        model=str(folder),
+        version=candidate,
+        incumbent="",
+        asked=time.time(),
+        before=last.taken if last else None,
+        **asked,
+    )
 
 
 def followed(run: Path, wait: Callable[[float], None] = time.sleep) -> Iterator[Trial]:

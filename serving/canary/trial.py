@@ -19,6 +19,15 @@ State = Literal["asked", "serving", "switching", "promoted", "rolled back"]
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A model that was promoted."""
+
+    model: str  # its folder
+    name: str  # that it is served under
+    asked: float  # unix seconds; when its trial was
+
+
+@dataclass(frozen=True)
 class Trial:
     model: str  # the candidate's folder
     version: str  # of its weights, which votes name
@@ -32,10 +41,17 @@ class Trial:
     why: str = ""  # it is in this state
     name: str = ""  # that it is served under, the incumbent's
     began: float = 0.0  # unix seconds; votes from then on count
+    before: Taken | None = None  # the newest that an earlier trial has promoted
 
     @property
     def over(self) -> bool:
         return self.state in ("promoted", "rolled back")
+
+    @property
+    def taken(self) -> Taken | None:
+        """The newest that was promoted, by this trial or before it."""
+        mine = self.state in ("promoted", "switching")
+        return Taken(self.model, self.name, self.asked) if mine else self.before
 
     @property
     def routed(self) -> float:
@@ -53,20 +69,23 @@ def read(run: Path) -> Trial | None:
     if not place.is_file():
         return None
     try:
-        return Trial(**read_json(place))
-    except (Damaged, TypeError) as error:
+        told = read_json(place)
+        before = told.pop("before", None)
+        return Trial(**told, before=Taken(**before) if before else None)
+    except (Damaged, TypeError, AttributeError) as error:
         raise InputError(f"{place}: {error}; remove it to begin anew") from None
 
 
 def promoted(run: Path, stages: Iterable[Path]) -> tuple[Path, str] | None:
-    """(folder, name) of the model that a run's newest trial has promoted; None where there is none, or one of the run's
-    `stages` was made since."""
+    """(folder, name) of the model that a run's trials have promoted last, whatever became of later candidates; None
+    where there is none, or one of the run's `stages` was made since."""
     trial = read(run)
-    if trial is None or trial.state not in ("promoted", "switching") or not (Path(trial.model) / CONFIG).is_file():
+    taken = trial.taken if trial else None
+    if taken is None or not (Path(taken.model) / CONFIG).is_file():
         return None
-    if any(stage.stat().st_mtime > trial.asked for stage in stages if stage.is_file()):
+    if any(stage.stat().st_mtime > taken.asked for stage in stages if stage.is_file()):
         return None
-    return Path(trial.model), trial.name
+    return Path(taken.model), taken.name
 
 
 def write(run: Path, trial: Trial) -> None:

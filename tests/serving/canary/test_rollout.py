@@ -200,6 +200,12 @@ def test_a_promoted_model_is_served_from_then_on(models: tuple[Config, Path]) ->
     assert find_model(given) == (chat, "chat")  # whoever names a model has it
     trials.write(cfg.run.folder, replace(decided, state="rolled back"))
     assert find_model(cfg) == (chat, "demo-chat")
+    trials.write(cfg.run.folder, decided)
+    trials.write(cfg.run.folder, promote.wanted(replace(cfg, promote=Promote(model=str(chat)))))
+    assert find_model(cfg) == (candidate, "demo-chat")  # while another is on trial
+    taken_back = promote.wanted(replace(cfg, promote=Promote(stop=True)))
+    trials.write(cfg.run.folder, taken_back)
+    assert find_model(cfg) == (candidate, "demo-chat")  # and once that one was taken back
     trials.write(cfg.run.folder, replace(decided, asked=1.0))  # the run has made its own since
     assert find_model(cfg) == (chat, "demo-chat")
 
@@ -228,6 +234,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "trial = self._write(trial, state=verdict.state, why=verdict.why)\n        self._end()",
         "self._end()\n        trial = self._write(trial, state=verdict.state, why=verdict.why)",
         None,
+    ),
+    (
+        "a model that was promoted is served whatever becomes of the next candidate",
+        "serving/promote.py",
+        "before=last.taken if last else None",
+        "before=None",
+        "test_a_promoted_model_is_served_from_then_on",
     ),
     (
         "votes from before a trial count for nothing in it",
