@@ -15,8 +15,9 @@ LM_EVAL_PACKAGES := lm-eval==0.4.13 evaluate==0.4.6 more-itertools==11.2.1 sqlit
 	mbstrdecoder==1.1.4 pathvalidate==3.3.1 chardet==7.7.0 pytz==2026.6
 LM_EVAL := .venv/lm-eval
 
-# Other clients that the endpoint is tested with.
-CLIENT_PACKAGES := anthropic==2.14.0 docstring-parser==0.18.0
+# Other clients that the endpoint is tested with, and what sends it whatever its routes' schemas allow or forbid.
+CLIENT_PACKAGES := anthropic==2.14.0 docstring-parser==0.18.0 schemathesis==4.32.5 harfile==0.6.0 \
+	hypothesis-graphql==0.13.5 jsonschema-rs==0.60.3 pyrate-limiter==4.5.1 Werkzeug==3.1.9 graphql-core==3.3.2
 CLIENTS := .venv/clients
 
 # What drives a browser in the tests of the chat page; the browser itself is the system's: apt-get install chromium.
@@ -110,9 +111,9 @@ $(BROWSER)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(BROWSER) --no-deps $(BROWSER_PACKAGES)
 	touch $@
 
-clients: $(CLIENTS)/.installed  ## the clients of other APIs that the endpoint is tested with
+clients: $(CLIENTS)/.installed  ## the clients of other APIs and the fuzzer that the endpoint is tested with
 
-$(CLIENTS)/.installed: | $(STAMP)
+$(CLIENTS)/.installed: Makefile | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(CLIENTS) --no-deps $(CLIENT_PACKAGES)
 	touch $@
 
