@@ -200,6 +200,7 @@ def test_votes_for_short_answers_come_back_as_a_model_whose_answers_are_short(
         assert told["ranked"]["feedback/votes"] == VOTES
         assert told["ranked"]["pairs"] >= 0.9 * VOTES  # people may have voted twice on the same two answers
         assert told["reward"]["pair_accuracy"] >= 0.75  # of answers that may differ by one character
+        assert len(read_manifest(better)["heard"]) == VOTES  # the model says of whom it has learnt
 
         rollout = Rollout(cfg.run.folder, house, version(chat), "tiny", every=0.0)
 
