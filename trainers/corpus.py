@@ -33,6 +33,7 @@ from trainers.clean.steps import Tally, chain, versions
 from trainers.files import encodings
 from trainers.files.documents import SPLITS, renderer
 from trainers.files.forgotten import FORGOTTEN, Forgotten
+from trainers.files.formats import pages
 from trainers.files.readers import absolute, digest, expand, unchanged
 from trainers.files.rejects import Rejects, rejects_in
 
@@ -48,6 +49,7 @@ def check(cfg: Config) -> None:
     chain(cfg.corpus)
     expand(cfg.corpus.files, asked_format=cfg.corpus.format)
     encodings.check(cfg.corpus.encoding)
+    pages.check_reader(cfg.corpus.html)
     expand(cfg.corpus.against, "corpus.against")
     if cfg.corpus.score:
         score.check(cfg.corpus.score)

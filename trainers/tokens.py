@@ -5,20 +5,26 @@ from conf.entry import early, job
 early(__name__)
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from cluster.connect import connect
 from cluster.progress import counter
 from cluster.room import check_room
 from cluster.run import open_stage
+from cluster.storage import write_file, write_json
 from conf.schema import Config
 from moe.text.tokenizer import Tokenizer
-from trainers.files.store import shards, texts
+from trainers.clean.ledger import kinds
+from trainers.clean.page import frame, table
+from trainers.clean.report import REPORT
+from trainers.files.store import documents_in, shards
+from trainers.rows.makeup import COUNTS, Makeup
 from trainers.rows.packing import document, pack
 from trainers.rows.rows import write_rows
 
@@ -40,35 +46,57 @@ def main(cfg: Config) -> dict[str, float]:
         asked = [{"CPU": cfg.cluster.cpus_per_worker}] * cfg.tokens.actors + [{"CPU": 1.0}]  # and a task that reads
         check_room(cfg.cluster, asked, "stage tokens", less="tokens.actors or cluster.cpus_per_worker")
         metrics: dict[str, float] = {}
+        told = {}
+        corpus = stage.input("corpus")
         for split in SPLITS:
-            metrics |= tokenise(cfg, split, stage.input("corpus"), stage.input("tokenizer"), stage.folder / split)
+            made = Makeup(kinds(corpus, split, documents_in(corpus, split)))
+            metrics |= tokenise(cfg, split, corpus, stage.input("tokenizer"), stage.folder / split, made)
+            told[split] = made.told
+        if told["train"]:
+            write_json(stage.folder / f"{REPORT}.json", told)
+            write_file(stage.folder / f"{REPORT}.html", page(told))
         return stage.finish(metrics)
 
 
-def tokenise(cfg: Config, split: str, corpus: Path, tokenizer: Path, folder: Path) -> dict[str, float]:
+def tokenise(cfg: Config, split: str, corpus: Path, tokenizer: Path, folder: Path, made: Makeup) -> dict[str, float]:
     """Encode, pack and write one split; returns its tokens, rows and fill (the share that is not padding)."""
 
     pieces = Tokenizer.load(tokenizer)
-    sizes = [len(text.encode()) for text in texts(corpus, split)]
-    with counter(f"tokens {split}", len(sizes)) as bar:
+    # bytes, what a bits-per-byte figure divides by, are counted while the rows are made, and read after the last
+    meta: dict[str, Any] = {"tokenizer": pieces.digest, "documents": documents_in(corpus, split), "bytes": 0}
+    with counter(f"tokens {split}", meta["documents"]) as bar:
         documents = (
-            document(ids, pieces.eos, pieces.opening) for ids in _counted(encode(cfg, split, corpus, tokenizer), bar)
+            document(ids, pieces.eos, pieces.opening)
+            for ids in _counted(encode(cfg, split, corpus, tokenizer), bar, meta, made)
         )
         about = write_rows(
             folder,
             pack(documents, cfg.tokens.row_length, pad=pieces.pad),
             row_length=cfg.tokens.row_length,
             rows_per_shard=cfg.tokens.rows_per_shard,
-            # bytes: what a bits-per-byte figure divides by
-            meta={"tokenizer": pieces.digest, "documents": len(sizes), "bytes": sum(sizes)},
+            meta=meta,
         )
     slots = about["rows"] * cfg.tokens.row_length
     names = {"tokens": about["tokens"], "rows": about["rows"], "fill": about["tokens"] / slots if slots else 0.0}
     return {f"{split}_{name}": value for name, value in names.items()}
 
 
-def encode(cfg: Config, split: str, corpus: Path, tokenizer: Path) -> Iterator[list[int]]:
-    """The ids of each document of a split, in the corpus's order, from a pool of actors."""
+def page(told: Mapping[str, Mapping[str, Any]]) -> str:
+    """What report.json holds as a page in the frame of the run's report."""
+    sections = {}
+    for split, by in told.items():
+        for kind, found in by.items():
+            rows = [[name, *(row[count] for count in COUNTS), f"{row['share']:.1%}"] for name, row in found.items()]
+            sections[f"{split}, by {kind}"] = table([kind, *COUNTS, "share of tokens"], rows)
+    about = (
+        "What the rows are made of, a document that corpus.weights repeats as often as it is there. Marks between "
+        'documents are no tokens here. <a href="../report.html">The run</a>'
+    )
+    return frame("The tokens", about, sections)
+
+
+def encode(cfg: Config, split: str, corpus: Path, tokenizer: Path) -> Iterator[pa.Table]:
+    """The ids of the documents of a split and the bytes that each has, in the corpus's order, from a pool of actors."""
 
     files = [str(path) for path in shards(corpus, split)]
     if not files:
@@ -87,8 +115,7 @@ def encode(cfg: Config, split: str, corpus: Path, tokenizer: Path) -> Iterator[l
             compute=ray.data.ActorPoolStrategy(size=cfg.tokens.actors),
             max_restarts=0,  # an actor whose process dies ends the stage, which can be begun again
         )
-    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch["ids"].to_pylist()
+    yield from data.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 class _Encoder:
@@ -101,13 +128,18 @@ class _Encoder:
     def __call__(self, batch: "pa.Table") -> "pa.Table":
 
         ids = self.tokenizer.encode_texts(batch["text"].to_pylist())
-        return pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))})
+        sizes = pc.binary_length(batch["text"].cast(pa.large_binary()))
+        return pa.table({"ids": pa.array(ids, pa.list_(pa.int32())), "bytes": sizes.cast(pa.int64())})
 
 
-def _counted(documents: Iterator[list[int]], bar: Any) -> Iterator[list[int]]:
-    for ids in documents:
-        bar.advance()
-        yield ids
+def _counted(batches: Iterator[pa.Table], bar: Any, meta: dict[str, Any], made: Makeup) -> Iterator[list[int]]:
+    """The ids of each document; what is counted of them is in `meta` and `made`."""
+    for batch in batches:
+        meta["bytes"] += pc.sum(batch["bytes"]).as_py() or 0
+        made.add(pc.list_value_length(batch["ids"]).to_numpy())
+        for ids in batch["ids"].to_pylist():
+            bar.advance()
+            yield ids
 
 
 def _decisive(cfg: Config) -> dict[str, int]:

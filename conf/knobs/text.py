@@ -16,6 +16,7 @@ class Txt(Enum):
 class Html(Enum):
     main = "main"  # what a page is about: without menus, sidebars and footers
     all = "all"
+    trafilatura = "trafilatura"  # the same as main, by the package of that name: slower, stricter with what is no prose
 
 
 @dataclass(kw_only=True)
@@ -25,7 +26,7 @@ class Corpus:
     files: list[str] = field(default_factory=lambda: ["data/poems.jsonl.gz"])  # or folders of .txt .jsonl .parquet ...
     format: str = ""  # of all files, whatever their names: csv, html, warc ...; empty: as their names say
     encoding: str = "detect"  # of text in files: detect (UTF-8 first, then what is plain), or its name, as in gb18030
-    html: Html = Html.main  # what of a web page is read: main, or all
+    html: Html = Html.main  # what of a web page is read: main, all, or trafilatura (main, as that package finds it)
     txt: Txt = Txt.file  # what is a document of a .txt file: file, or paragraph (between blank lines)
     template: str = "{text}"  # how a record becomes a document; {field} names a field of the record
     keep: list[str] = field(default_factory=list)  # fields that go along with the text, for the domain; empty: all

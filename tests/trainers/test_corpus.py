@@ -103,6 +103,11 @@ def test_corpus_to_rows(ray_cluster: None, tmp_path: Path) -> None:
         assert sorted(texts) == sorted(row["text"] for row in kept[split])
         targets = sum(len(pieces.encode(row["text"])) + 1 for row in kept[split])
         assert (packed.about["targets"], about[f"{split}_tokens"]) == (targets, targets + len(kept[split]))
+        assert packed.about["bytes"] == sum(len(row["text"].encode()) for row in kept[split])
+        made = json.loads((cfg.run.folder / "tokens" / "report.json").read_text())[split]["source"]
+        whole = [sum(row[name] for row in made.values()) for name in ("documents", "characters", "tokens")]
+        assert whole == [len(kept[split]), found[f"{split}_characters"], targets - len(kept[split])]
+        assert set(made) <= {"a", "b"}
     assert corpus.main(cfg) == found  # done: nothing is made again
 
 

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.storage import write_file
+from cluster.storage import read_json, write_file
 from conf.errors import InputError
+from trainers.clean import flow
 from trainers.clean.gather import LEDGER, ROWS_PER_FILE
+from trainers.clean.report import REPORT
 from trainers.files.documents import identity
 
 _COPIES = ("exact", "near")
@@ -75,6 +77,29 @@ def text_of(folder: Path, life: Mapping[str, Any]) -> str:
                 return str(file.read_row_group(group, columns=["text"])["text"][row].as_py())
             row -= rows
     raise InputError(f"{path}: has no row {row}, which the ledger names")
+
+
+def kinds(folder: Path, split: str, documents: int) -> Iterator[pa.Table]:
+    """Source, language and characters of each of the `documents` of a split, in their order, one that is repeated as
+    often as it is: a table for each file of the ledger, none for a corpus that has none."""
+    paths = sorted(folder.glob(f"{LEDGER}-*.parquet"))
+    sources = read_json(folder / f"{REPORT}.json").get("source_of", {}) if paths else {}
+    held: pa.Table | None = None
+    for path in [*paths, None]:
+        found = held
+        if path is not None:
+            table = pq.read_table(path, columns=["file", "language", "characters", "split", "row"], partitioning=None)
+            found = table.filter(pc.equal(table["split"], split))
+            if not len(found):
+                continue
+        if held is not None:  # the first row of what follows says how often its last document is there
+            end = documents if path is None else found["row"][0].as_py()
+            times = np.diff(held["row"].to_numpy(), append=end)
+            whole = held.take(pa.array(np.repeat(np.arange(len(held)), times)))
+            languages = pc.if_else(pc.equal(whole["language"], ""), "other", whole["language"])
+            columns = {"source": flow.sourced(whole, sources), "language": languages}
+            yield pa.table({**columns, "characters": whole["characters"]})
+        held = found
 
 
 def forget(path: Path, found: Collection[Mapping[str, Any]], corpus: Path) -> int:

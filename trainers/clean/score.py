@@ -23,6 +23,7 @@ TOKENS = 1024  # of a document; how it begins tells how it goes on
 BATCH = 8192  # tokens of a forward pass, padding included
 STEP = 0.01  # bits per byte: the bins in which quantiles are counted, and to which scores are rounded
 BUCKETS = ("head", "middle", "tail")  # thirds of a language's or source's documents, the least surprising first
+ALL = ""  # the group of what is compared with all documents
 
 
 def score(there: Shards, model: str, spread: Spread) -> None:
@@ -124,9 +125,13 @@ def sources(cfg: Corpus) -> dict[str, str]:
 
 
 def groups(languages: Sequence[str], sources: Sequence[str], by: Sequence[str]) -> NDArray[np.object_]:
-    """[documents] what each is compared with: the documents of its language, of its source, or of both."""
+    """[documents] what each is compared with: the documents of its language, of its source, or of both. One in no
+    language that is known is compared with all: garbage would otherwise have a head of its own."""
     columns = [languages if name == "language" else sources for name in by]
-    return np.array([" ".join(names) for names in zip(*columns, strict=True)], object)
+    named = [" ".join(names) for names in zip(*columns, strict=True)]
+    if "language" in by:
+        named = [name if language else ALL for name, language in zip(named, languages, strict=True)]
+    return np.array(named, object)
 
 
 def sort(
@@ -189,11 +194,13 @@ def counted(languages: Sequence[str], scores: NDArray[np.float32]) -> dict[str, 
 
 
 def bounds(told: Iterator[list[dict[str, dict[str, int]]]], tail: float) -> dict[str, list[float]]:
-    """{language: bits per byte of the ends of head and middle, and of where the tail is cut off}."""
+    """{group: bits per byte of the ends of head and middle, and of where the tail is cut off}."""
     found: dict[str, Counter[str]] = {}
     for shard in (one for item in told for one in item):
         for language, counts in shard.items():
             found.setdefault(language, Counter()).update(counts)
+    if ALL in found:
+        found[ALL] = sum(found.values(), Counter())
     ends = [number / len(BUCKETS) for number in range(1, len(BUCKETS))]
     return {
         language: [*(quantile(counts, end) for end in ends), quantile(counts, 1 - tail) if tail else math.inf]

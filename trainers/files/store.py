@@ -16,6 +16,11 @@ def shards(corpus: Path, split: str) -> list[Path]:
     return sorted(corpus.glob(f"{split}-*.parquet"))
 
 
+def documents_in(corpus: Path, split: str) -> int:
+    """How many documents a split has."""
+    return sum(pq.read_metadata(path).num_rows for path in shards(corpus, split))
+
+
 def texts(corpus: Path, split: str) -> Iterator[str]:
     """The documents of a split of the corpus stage, in order."""
     for (text,) in _rows(corpus, split, "text"):

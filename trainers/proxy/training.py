@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from conf.knobs.model import Precision
-from conf.knobs.training import Pretrain
+from conf.knobs.training import Pretrain, SpikeAction
 from conf.schema import Config
 from moe.decoder import new_decoder
 from moe.kernels.allocator import keep_buffers
@@ -54,7 +54,9 @@ def measured(cfg: Config, folder: Path, tokenizer: Path, seed: int) -> dict[str,
         held_out={"val": folder.parent / "held_out"},
         decode=pieces.decode,
     )
-    plan = replace(plan, folder=place, compute=replace(plan.compute, precision=precision(cfg)))
+    # what a part has in it is what is measured: no row is left out because it surprises, as dirty ones do
+    spikes = replace(plan.spikes, action=SpikeAction.none)
+    plan = replace(plan, folder=place, spikes=spikes, compute=replace(plan.compute, precision=precision(cfg)))
     shape = plan.check()
     keep_buffers(float(sum(p.numel() * p.itemsize for p in shape.parameters())))
     learn(plan, lambda position: DirectFeed(plan.course, seed=seed, position=position))

@@ -22,7 +22,7 @@ from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from tests.trainers.clean.direct import collected
 from tests.trainers.training import CFG
-from trainers.clean.score import bits, check_weights, quantile, sources
+from trainers.clean.score import ALL, bits, check_weights, groups, quantile, sources
 
 TEXTS = ["the sea and the river", "a", "天地玄黄，宇宙洪荒。" * 9, "the river rises", ""]
 
@@ -70,6 +70,20 @@ def test_buckets_are_thirds_of_a_language_and_the_tail_can_go(tmp_path: Path, mo
     assert lives[60]["step"] == "exact" and found["kept"] == 54
     told_of = json.loads((tmp_path / "report.json").read_text())["buckets"]
     assert told_of["zh: head"] == {"documents": 10, "characters": 30, "bits_per_byte": 0.045}
+
+
+def test_what_is_in_no_known_language_has_no_head_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.clean.score.bits", told_by_number)
+    texts = [f"文字{n}" for n in range(30)] + [f"%%% ### {900 + n} @@@" for n in range(12)] + ["~~~ 15 ~~~"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    cfg = Corpus(files=[str(tmp_path / "x.jsonl")], score="m", val_fraction=0, test_fraction=0)
+    collected(tmp_path, cfg)
+    lives = pq.read_table(tmp_path / "ledger-00000.parquet").to_pylist()
+    assert [life["bucket"] for life in lives[:30]] == ["head"] * 10 + ["middle"] * 10 + ["tail"] * 10
+    assert {(life["language"], life["bucket"]) for life in lives[30:42]} == {("", "tail")}
+    assert lives[42]["bucket"] == "middle"  # of all 43 it lies between 14 and 28
+    by_both = groups(["zh", "", "en"], ["web", "web", "book"], ["language", "source"])
+    assert by_both.tolist() == ["zh web", ALL, "en book"] and groups([""], ["web"], ["source"]).tolist() == ["web"]
 
 
 def told_by_number(texts: list[str], model: str) -> Any:
@@ -165,6 +179,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "found.setdefault(language, Counter()).update(counts)",
         'found.setdefault("zh", Counter()).update(counts)',
         "test_buckets_are_thirds_of_a_language_and_the_tail_can_go",
+    ),
+    (
+        "what is in no known language is compared with all documents",
+        "trainers/clean/score.py",
+        "found[ALL] = sum(found.values(), Counter())",
+        "pass",
+        "test_what_is_in_no_known_language_has_no_head_of_its_own",
     ),
     (
         "of near copies the least surprising stays",

@@ -5,7 +5,9 @@ import gzip
 import json
 import lzma
 import random
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import brotli
@@ -13,8 +15,10 @@ import pyarrow as pa
 import pytest
 
 from conf.errors import InputError
-from conf.knobs.text import Html
+from conf.knobs.text import Corpus, Html
+from conf.schema import Config
 from tests.trainers.files.inputs import DUMP, PACKERS, answer, book, page, put, warc
+from trainers.corpus import check
 from trainers.files.formats import pages, wiki
 from trainers.files.kinds import Form
 from trainers.files.readers import expand, parse, read_records, read_sources
@@ -257,7 +261,39 @@ def test_whatever_is_wrong_with_a_file_is_said_in_a_line_that_names_it(tmp_path:
     assert min(ended["read"], ended["record"], ended["file"]) > 50
 
 
+FERRY = "<p>The river rises in the hills above the town, and for most of the year one can wade across it.</p>" * 2
+POST = (
+    f"<ul><li><a href=/>Home</a></li></ul><article><h1>The ferry</h1>{FERRY}</article>"
+    "<div id=comments class=comments><p>Nice post! I liked it a lot.</p></div><footer>Copyright</footer>"
+)
+
+
+def test_a_page_as_trafilatura_finds_it(tmp_path: Path) -> None:
+    pytest.importorskip("trafilatura", reason="not installed: pip install -e '.[html]' -c constraints.txt")
+    pages.check_reader(Html.trafilatura)
+    path = put(tmp_path, "x.html", page(POST))
+    (text,) = texts(path, Form(encoding="detect", html=Html.trafilatura))
+    assert text.startswith("The ferry\nThe river rises") and "Home" not in text
+    assert "Nice post" not in text and "Nice post" in texts(path)[0]  # readers' comments: of both only one leaves them
+
+
+def test_without_the_package_one_line_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    put(tmp_path, "x.html", page(POST))
+    corpus = Corpus(files=[f"{tmp_path}/x.html"], html=Html.trafilatura)
+    with pytest.raises(InputError, match=r"^corpus\.html=trafilatura needs the package trafilatura .*\.\[html\]"):
+        check(Config(corpus=corpus))
+    check(Config(corpus=replace(corpus, html=Html.main)))
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "a package that is not there is named before anything is read",
+        "trainers/corpus.py",
+        "pages.check_reader(cfg.corpus.html)",
+        "pass",
+        "test_without_the_package_one_line_names_it",
+    ),
     (
         "how deep a page goes is counted by what a parser sees",
         "trainers/files/formats/pages.py",

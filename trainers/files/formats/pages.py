@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from conf.errors import InputError
 from conf.knobs.text import Html
 from trainers.files.encodings import DETECT, decoded
 from trainers.files.kinds import Form
@@ -65,12 +66,36 @@ def _page(content: bytes, encoding: str, charset: str, html: Html) -> tuple[dict
 
     try:
         tree = HTMLTree.parse(text)
-        plain = extract_plain_text(
-            tree, preserve_formatting=True, main_content=html is Html.main, list_bullets=False, alt_texts=False
-        )
+        if html is Html.trafilatura:
+            plain = _by_trafilatura(text)
+        else:
+            plain = extract_plain_text(
+                tree, preserve_formatting=True, main_content=html is Html.main, list_bullets=False, alt_texts=False
+            )
     except (ValueError, RuntimeError) as error:
         raise BadRecord(f"no web page ({str(error).splitlines()[0]})") from None
     return {"text": plain.replace("\xa0", " "), "title": (tree.title or "").strip()}, encoding
+
+
+def _by_trafilatura(text: str) -> str:
+    """What a page is about as trafilatura finds it (Barbaresi 2021), without the comments of readers; "" where that
+    is nothing."""
+    import trafilatura
+
+    return trafilatura.extract(text, include_comments=False, include_tables=True, deduplicate=False) or ""
+
+
+def check_reader(html: Html) -> None:
+    """Raise `InputError` where the package is missing that shall find a page's text."""
+    if html is not Html.trafilatura:
+        return
+    try:
+        import trafilatura  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"corpus.html=trafilatura needs the package trafilatura ({error}): pip install -e '.[html]' -c "
+            "constraints.txt; or take corpus.html=main"
+        ) from None
 
 
 def check(text: str) -> None:
