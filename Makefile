@@ -20,6 +20,11 @@ CLIENT_PACKAGES := anthropic==2.14.0 docstring-parser==0.18.0 schemathesis==4.32
 	hypothesis-graphql==0.13.5 jsonschema-rs==0.60.3 pyrate-limiter==4.5.1 Werkzeug==3.1.9 graphql-core==3.3.2
 CLIENTS := .venv/clients
 
+# What `make bench` makes a corpus with beside ours: in a folder of its own, for it has versions of its own.
+DATATROVE_PACKAGES := datatrove==0.10.1 orjson==3.13.0 pyarrow==26.0.1 nltk==3.10.4 spacy==3.8.18 regex==2026.11.19 xxhash==3.8.2 \
+	tokenizers==0.23.3 ftfy==6.3.1 fasteners==0.20 tldextract==5.4.0 inscriptis==2.7.6
+DATATROVE := .venv/datatrove
+
 # What drives a browser in the tests of the chat page; the browser itself is the system's: apt-get install chromium.
 BROWSER_PACKAGES := playwright==1.65.2 pyee==13.0.1 greenlet==3.5.6 typing_extensions==4.16.0
 BROWSER := .venv/browser
@@ -28,7 +33,7 @@ BROWSER := .venv/browser
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo demo-assistant test test-slow test-all check bench serve browser clients gpu gpu-check megablocks-cpu lm-eval clean
+.PHONY: help setup native demo demo-assistant test test-slow test-all check bench serve browser clients datatrove gpu gpu-check megablocks-cpu lm-eval clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -75,7 +80,7 @@ test-slow: setup megablocks-cpu  ## kills, planted bugs, whole runs, real proces
 
 test-all: test test-slow  ## every test but the benchmarks
 
-bench: setup  ## measure against other systems
+bench: setup datatrove  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench
 
 gpu: setup  ## install MegaBlocks beside a CUDA build of torch and test it there; no compiler is needed
@@ -115,6 +120,12 @@ clients: $(CLIENTS)/.installed  ## the clients of other APIs and the fuzzer that
 
 $(CLIENTS)/.installed: Makefile | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(CLIENTS) --no-deps $(CLIENT_PACKAGES)
+	touch $@
+
+datatrove: $(DATATROVE)/.installed  ## what `make bench` compares the corpus with
+
+$(DATATROVE)/.installed: | $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(DATATROVE) $(DATATROVE_PACKAGES)
 	touch $@
 
 clean:  ## remove caches and build leftovers; keeps runs/ and .venv

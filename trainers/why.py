@@ -6,6 +6,7 @@ from conf.entry import early, job
 early(__name__)
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,19 @@ def back(run: Path, stage: str, step: int) -> list[str]:
         by_number = {
             life["id"]: place(life) for life in lives(run / "corpus", lambda table: pc.is_in(table["id"], wanted))
         }
-    told = [f"step {step} of {stage}: {len(seen)} samples, documents or queries"]
+    kinds = Counter(name.partition(" ")[0] if name.startswith(("document ", "query ")) else "sample" for name in seen)
+    counts = " and ".join(f"{count} {_many(kind, count)}" for kind, count in kinds.items())
+    told = [f"{'iteration' if 'query' in kinds else 'step'} {step} of {stage} saw {counts}"]
     for name, origin in seen.items():
         told.append(f"  {name}" + ("" if origin else ": of no record that is known"))
-        for one in origin:
+        for one in (one for one in origin if one != name):
             number = int(one.removeprefix(CORPUS)) if one.startswith(CORPUS) else -1
             told.append(f"    {by_number[number]}: record {number}" if number in by_number else f"    {one}")
     return told
+
+
+def _many(what: str, count: int) -> str:
+    return what if count == 1 else {"query": "queries"}.get(what, f"{what}s")
 
 
 def lines(folder: Path, life: dict[str, Any], steps: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cluster.run import JOBS, read_manifest
 from cluster.storage import Damaged, read_json
+from cluster.tracking.tracker import read_metrics
 from conf.errors import InputError
 from moe.tasks.task import of_corpus
 from trainers.files.forgotten import parted
@@ -22,10 +23,10 @@ from trainers.rows.way import Way, rows_of
 
 SHOWN = 8  # records, rows and steps that are named
 SPLITS = {
-    "train": "trained on",
-    "val": "validated with",
-    "prompts": "asked for rankings and RL",
-    "test_prompts": "measured with",
+    "train": "to train on",
+    "val": "to validate with",
+    "prompts": "to ask for rankings and RL",
+    "test_prompts": "to measure with",
 }
 _QUERIES, _ITERATIONS = "queries.json", "iterations"  # of the stage rl: see `rlhf.record`
 _CORPUS_MADE = ("tokenizer", "tokens")
@@ -57,6 +58,7 @@ class Told:
     """What is said of a stage."""
 
     parts: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)  # what it could have seen, and had no step for
 
     def add(self, what: str, found: Sequence[object], rest: str = "") -> None:
         if found:
@@ -85,13 +87,14 @@ def _beside(run: Path) -> list[str]:
 
 
 def seen_by(run: Path, wanted: Wanted) -> list[str]:
-    """A line for each stage of the run that has seen the records or hangs on what has, and for each stage of other runs
-    that began with its models."""
+    """A line for each stage of the run that has seen the records, or was made from what has, and for each stage of
+    other runs that began with its models."""
     if not wanted.origins:
         return ["no document of the corpus: nothing has seen them"]
     hang, weights, told = set[str](), set[str](), []
     for stage, manifest in stages_of(run):
-        found = sightings(run, stage, manifest, wanted)
+        seen = sightings(run, stage, manifest, wanted)
+        found = [*seen.parts, *seen.missed]
         origin = sorted(set(manifest["inputs"]) & hang)
         if stage == "corpus" and any(one.startswith("corpus:") for one in wanted.origins):
             hang.add(stage)
@@ -101,7 +104,8 @@ def seen_by(run: Path, wanted: Wanted) -> list[str]:
         hang.add(stage)
         weights |= {digest for name, digest in manifest["files"].items() if name.endswith(".safetensors")}
         made = [f"made from {', '.join(origin)}"] if origin and stage not in _CORPUS_MADE else []
-        told.append(f"seen by {stage}: {'; '.join([*found, *made])}")
+        verb = "seen by {}: " if seen.parts else "not seen by {} itself: "
+        told.append(verb.format(stage) + "; ".join([*found, *made]))
     for path in sorted(run.parent.glob("*/*/manifest.json")):
         if path.parents[1] == run:
             continue
@@ -116,7 +120,7 @@ def seen_by(run: Path, wanted: Wanted) -> list[str]:
     return told or ["seen by no other stage of this run"]
 
 
-def sightings(run: Path, stage: str, manifest: Mapping[str, Any], wanted: Wanted) -> list[str]:
+def sightings(run: Path, stage: str, manifest: Mapping[str, Any], wanted: Wanted) -> Told:
     """What a stage itself had of the records, in words; nothing where it had none."""
     folder, told = run / stage, Told()
     if stage == "tokenizer" and (wanted.train or wanted.other):
@@ -143,7 +147,7 @@ def sightings(run: Path, stage: str, manifest: Mapping[str, Any], wanted: Wanted
         _asked(folder, manifest, wanted, told)
     else:
         _trained(run, folder, wanted, told)
-    return told.parts
+    return told
 
 
 def _trained(run: Path, folder: Path, wanted: Wanted, told: Told) -> None:
@@ -161,7 +165,10 @@ def _trained(run: Path, folder: Path, wanted: Wanted, told: Told) -> None:
     if rows:
         steps = way.steps(folder, rows)
         what = f" ({numbered('sample', [one.rpartition('/')[2] for one in named])})" if named else ""
-        told.parts.append(f"trained on in {numbered('step', steps)}{what}" if steps else f"in none of its steps{what}")
+        if steps:
+            told.parts.append(f"trained on in {numbered('step', steps)}{what}")
+        else:
+            told.missed.append(f"in none of its steps{what}")
     for packed in sorted((folder / "rows" / "val").glob(f"**/{FILE}")):
         names = names_of(packed.parent) or []
         told.add("sample", [name.rpartition("/")[2] for name, origin in names if wanted.hit(origin)], " validated with")
@@ -183,8 +190,11 @@ def _asked(folder: Path, manifest: Mapping[str, Any], wanted: Wanted, told: Told
     count = manifest["config"]["ppo"]["iterations"]
     steps = [step for step in range(1, count + 1) if hits.intersection(places_of(asked, step))]
     if names:
-        how = f"asked in {numbered('iteration', steps)}" if steps else "asked in none of its iterations"
-        told.parts.append(f"{how} ({numbered('query', names)})")
+        what = f"({numbered('query', names)})"
+        if steps:
+            told.parts.append(f"asked in {numbered('iteration', steps)} {what}")
+        else:
+            told.missed.append(f"asked in none of its iterations {what}")
     kept = [(path, table) for path, table in kept_of(folder) if any(wanted.hit(row["origin"]) for row in table)]
     told.add("iteration", [int(path.stem.partition("-")[2]) for path, _ in kept], " still kept with the answers")
     if manifest["config"]["ppo"].get("replay"):
@@ -260,7 +270,9 @@ def at_step(run: Path, stage: str, step: int) -> dict[str, list[str]]:
         return {f"query {query['id']}": query["origin"] for query in queries}
     way = Way.of(folder)
     if way is None:
-        raise InputError(f"why.stage={stage}: {folder} has not written down its way; a stage that trains does")
+        known = [name for name, _ in stages_of(run) if Way.of(run / name) or (run / name / _QUERIES).is_file()]
+        there = f"those that it has are of {', '.join(known)}" if known else "nor does any other stage of it"
+        raise InputError(f"why.stage={stage}: {run} knows no steps of such a stage; {there}")
     for packed, row, held in way.rows_at(folder, step):
         names = names_of(packed)
         for number in dict.fromkeys(held):
@@ -271,7 +283,8 @@ def at_step(run: Path, stage: str, step: int) -> dict[str, list[str]]:
             else:
                 found[names[number][0]] = names[number][1]
     if not found:
-        raise InputError(f"why.step={step}: {folder} has taken no such step; the first is 1")
+        last = max((int(line["step"]) for line in read_metrics(folder)), default=0)
+        raise InputError(f"why.step={step}: {folder} has steps 1 to {last}")
     return found
 
 

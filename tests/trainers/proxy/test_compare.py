@@ -10,9 +10,11 @@ from conf.knobs.model import Model
 from conf.knobs.running import Cluster
 from conf.knobs.text import Proxy, Tokens
 from conf.knobs.text import Tokenizer as Settings
-from conf.knobs.training import Optim, Sft
+from conf.knobs.training import Optim, Sft, SpikeAction
 from conf.schema import Config
 from moe.text.tokenizer import Tokenizer
+from trainers.loop.recipe import Plan
+from trainers.proxy import training
 from trainers.proxy.training import budget, measured, write
 
 SHAPE = Model(
@@ -62,6 +64,19 @@ def test_cleaner_text_needs_fewer_bits_and_the_same_text_the_same(cfg: Config, t
     assert not (tmp_path / "again" / "parts" / "000" / "model-0").exists()
 
 
+def test_no_row_is_left_out_because_it_surprises(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def seen(plan: Plan, feed: object) -> None:
+        plans.append(plan)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "learn", seen)
+    with pytest.raises(InterruptedError):
+        bits(cfg, tmp_path, 0.0)
+    assert plans[0].spikes.action is SpikeAction.none and plans[0].folder == tmp_path / "parts" / "000" / "model-0"
+
+
 def test_every_part_has_the_same_steps(cfg: Config, tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(sentences(50, 0.3, 9), Settings(vocab_size=400))
     for count in (20, 900):
@@ -72,6 +87,13 @@ def test_every_part_has_the_same_steps(cfg: Config, tmp_path: Path) -> None:
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "what surprises a proxy model is learnt too",
+        "trainers/proxy/training.py",
+        "action=SpikeAction.none",
+        "action=plan.spikes.action",
+        "test_no_row_is_left_out_because_it_surprises",
+    ),
     (
         "every part is trained for one budget",
         "trainers/proxy/training.py",

@@ -117,15 +117,15 @@ def test_a_sample_is_followed_through_every_stage(cfg: Config) -> None:
         question = ASKED.index(one.messages[0]["content"]) + 1
         found = told(cfg, record=f"own.jsonl:{question}")
         steps = [step for step in range(1, 7) if order(len(train), 0, step - 1, step)[0] == number]
-        assert found[0] == f"{own}:{question}" and f"  seen by tasks: sample {one.id} trained on" in found
+        assert found[0] == f"{own}:{question}" and f"  seen by tasks: sample {one.id} to train on" in found
         came = f"trained on in step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}"
         assert f"  seen by chat: {came} (sample {one.id}); made from tasks" in found
-        assert "  seen by reward: made from chat, ranked" in found  # it began with the chat model
+        assert "  not seen by reward itself: made from chat, ranked" in found  # it began with the chat model
     # what was asked, and not trained on by the chat model, came into rankings and iterations
     for place, one in enumerate(asked):
         question = ASKED.index(one.messages[0]["content"]) + 1
         found = told(cfg, record=f"own.jsonl:{question}")
-        assert f"  seen by tasks: sample {one.id} asked for rankings and RL" in found
+        assert f"  seen by tasks: sample {one.id} to ask for rankings and RL" in found
         assert f"  seen by ranked: line {place + 1} of rankings.jsonl; made from tasks" in [
             line.replace("made from chat, tasks", "made from tasks") for line in found
         ]
@@ -147,12 +147,16 @@ def test_a_step_of_any_stage_leads_back_to_its_records(cfg: Config) -> None:
     for step in range(1, 7):
         one = train[order(len(train), 0, step - 1, step)[0]]
         assert at_step(run, "chat", step) == {one.id: list(one.origin)}
-    assert told(cfg, stage="chat", step=1)[0] == "step 1 of chat: 1 samples, documents or queries"
+    assert told(cfg, stage="chat", step=1)[0] == "step 1 of chat saw 1 sample"
+    assert told(cfg, stage="rl", step=2)[0] == "iteration 2 of rl saw 1 query"
+    name, *origin = told(cfg, stage="reward", step=1)[1:]
+    assert name.strip() not in [one.strip() for one in origin]  # a ranking is told once
     assert at_step(run, "rl", 2) == {f"query {asked[1 % len(asked)].id}": list(asked[1 % len(asked)].origin)}
     (ranking,) = at_step(run, "reward", 1).values()
     assert ranking[0].startswith(f"{run / 'ranked' / 'rankings.jsonl'}:") and ranking[1] in [a.origin[0] for a in asked]
     for name, step, words in (
-        ("chat", 7, "has taken no such step"), ("rl", 4, "has iterations 1 to 3"), ("tasks", 1, "has not written down"),
+        ("chat", 7, "has steps 1 to 6"), ("rl", 4, "has iterations 1 to 3"),
+        ("tasks", 1, "knows no steps of such a stage; those that it has are of chat, reward, hfft, rl"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             at_step(run, name, step)
@@ -224,6 +228,13 @@ def test_a_corpus_record_is_seen_through_samples_made_of_it(cfg: Config) -> None
 
 
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
+    (
+        "a stage that has not seen a record itself is not said to have",
+        "trainers/trail/seen.py",
+        "if seen.parts else",
+        "if True else",
+        "test_a_sample_is_followed_through_every_stage",
+    ),
     (
         "a copy of a sample is known as one",
         "trainers/tasks.py",
