@@ -14,7 +14,7 @@ from conf.schema import Config
 from moe.text.chat import replacement
 from moe.text.tokenizer import FILE, Tokenizer
 from moe.text.vocabulary import extend_with_characters, extend_with_pieces, report
-from trainers.files.store import held_out, texts
+from trainers.files.store import held_out, spaced, texts
 
 
 def reads(cfg: Config, there: Collection[str]) -> list[str]:
@@ -54,7 +54,7 @@ def main(cfg: Config) -> dict[str, float]:
             print(line)
         corpus = stage.input("corpus")
         tokenizer = (
-            extended(taken, second, corpus, cfg) if taken else Tokenizer.train(texts(corpus, "train"), cfg.tokenizer)
+            extended(taken, second, corpus, cfg) if taken else Tokenizer.train(spaced(corpus, "train"), cfg.tokenizer)
         )
         tokenizer.save(stage.folder)
         metrics = measure(tokenizer, corpus)

@@ -5,7 +5,7 @@ from conf.entry import early, job
 early(__name__)
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from trainers.rows.packing import document, pack
 from trainers.rows.rows import write_rows
 
 SPLITS = ("train", "val")  # nothing is trained or tuned on test
-BATCH = 1024  # documents an actor encodes at a time
+BLOCK = 8 * 2**20  # bytes of text and ids that Ray hands on at a time, or one document
+BATCH, BYTES = 1024, 2**20  # documents that an actor encodes at a time, and bytes after which it takes no more
 
 
 def reads(cfg: Config, there: Collection[str]) -> list[str]:
@@ -103,13 +104,14 @@ def encode(cfg: Config, split: str, corpus: Path, tokenizer: Path) -> Iterator[p
         return
     data = ray.data.read_parquet(files, columns=["text"])
     data.context.execution_options.preserve_order = True
+    data.context.target_max_block_size = BLOCK  # a number of documents bounds no memory: some have a megabyte each
     with warnings.catch_warnings():
         # Ray 2.60 warns of every option that it hands on, and has no other way to say max_restarts
         warnings.simplefilter("ignore")
         data = data.map_batches(
             _Encoder,
             fn_constructor_args=(str(tokenizer),),
-            batch_size=BATCH,
+            batch_size=None,
             batch_format="pyarrow",
             num_cpus=cfg.cluster.cpus_per_worker,
             compute=ray.data.ActorPoolStrategy(size=cfg.tokens.actors),
@@ -127,9 +129,24 @@ class _Encoder:
 
     def __call__(self, batch: "pa.Table") -> "pa.Table":
 
-        ids = self.tokenizer.encode_texts(batch["text"].to_pylist())
-        sizes = pc.binary_length(batch["text"].cast(pa.large_binary()))
-        return pa.table({"ids": pa.array(ids, pa.list_(pa.int32())), "bytes": sizes.cast(pa.int64())})
+        sizes = pc.binary_length(batch["text"].cast(pa.large_binary())).cast(pa.int64())
+        parts = [pa.array([], pa.list_(pa.int32()))]
+        for start, stop in slices(sizes.to_pylist()):
+            ids = self.tokenizer.encode_texts(batch["text"].slice(start, stop - start).to_pylist())
+            parts.append(pa.array(ids, pa.list_(pa.int32())))
+        return pa.table({"ids": pa.chunked_array(parts), "bytes": sizes})
+
+
+def slices(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of documents, whose bytes are given, that are encoded together."""
+    start = held = 0
+    for at, size in enumerate(sizes):
+        held += size
+        if at + 1 - start == BATCH or held >= BYTES:
+            yield start, at + 1
+            start, held = at + 1, 0
+    if start < len(sizes):
+        yield start, len(sizes)
 
 
 def _counted(batches: Iterator[pa.Table], bar: Any, meta: dict[str, Any], made: Makeup) -> Iterator[list[int]]:

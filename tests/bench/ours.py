@@ -4,6 +4,7 @@
 import json
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from conf.knobs.text import Corpus
@@ -12,7 +13,7 @@ from tests.trainers.clean.direct import collected
 from trainers.files.store import shards, texts
 from trainers.rows.packing import document, pack
 from trainers.rows.rows import write_rows
-from trainers.tokens import BATCH
+from trainers.tokens import BATCH, BYTES
 
 STEPS = ["rules"]  # those of Gopher and FineWeb for English, ours for Chinese
 
@@ -26,13 +27,15 @@ def main(folder: Path, tokenizer: str, near: float = 0.7) -> None:
     told = collected(out, cfg)
     pieces = Tokenizer.load(tokenizer)
 
-    def encoded():  # type: ignore[no-untyped-def]
+    def encoded() -> Iterator[list[int]]:
         held: list[str] = []
+        size = 0
         for text in texts(out, "train"):
             held.append(text)
-            if len(held) == BATCH:
+            size += len(text.encode())
+            if len(held) == BATCH or size >= BYTES:
                 yield from pieces.encode_texts(held)
-                held = []
+                held, size = [], 0
         yield from pieces.encode_texts(held)
 
     rows = pack((document(ids, pieces.eos, pieces.opening) for ids in encoded()), 256, pad=pieces.pad)

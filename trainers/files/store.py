@@ -6,8 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+LEARNT_FROM = 64 * 2**20  # bytes of text that a tokenizer learns its pieces from, all in memory at once
 MEASURED = 20_000  # documents; more would not move the shares
 
 
@@ -25,6 +27,23 @@ def texts(corpus: Path, split: str) -> Iterator[str]:
     """The documents of a split of the corpus stage, in order."""
     for (text,) in _rows(corpus, split, "text"):
         yield text
+
+
+def spaced(corpus: Path, split: str, most: int = LEARNT_FROM) -> Iterator[str]:
+    """The documents of a split; where these have more than `most` bytes, about so many, at even distances."""
+    share = min(1.0, most / max(1, _bytes_in(corpus, split)))
+    for number, text in enumerate(texts(corpus, split)):
+        if int((number + 1) * share) > int(number * share):
+            yield text
+
+
+def _bytes_in(corpus: Path, split: str) -> int:
+    found = 0
+    for path in shards(corpus, split):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["text"]):
+                found += pc.sum(pc.binary_length(batch["text"])).as_py() or 0
+    return found
 
 
 def records(corpus: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:

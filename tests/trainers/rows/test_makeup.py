@@ -14,7 +14,7 @@ from trainers.clean import gather, shards
 from trainers.clean.ledger import kinds
 from trainers.files.store import documents_in
 from trainers.rows.makeup import Makeup
-from trainers.tokens import page
+from trainers.tokens import page, slices
 
 BATCHES = (5, 1, 30, 1000)  # documents that are encoded at a time: other cuts than the ledger's
 
@@ -67,6 +67,15 @@ def test_a_corpus_without_a_ledger_is_not_counted(tmp_path: Path) -> None:
     assert made.told == {}
 
 
+def test_documents_are_encoded_a_megabyte_at_a_time() -> None:
+    large = 3 * 2**20
+    sizes = [large, 10, 20, large, large, *[1] * 1500, *[2**19] * 3]
+    cuts = list(slices(sizes))
+    assert cuts[:3] == [(0, 1), (1, 4), (4, 5)]  # one more document than a megabyte, however large
+    assert [start for start, _ in cuts[1:]] == [stop for _, stop in cuts[:-1]] and cuts[-1][1] == len(sizes)
+    assert cuts[3:] == [(5, 1029), (1029, 1507), (1507, 1508)] and list(slices([])) == []
+
+
 PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a document that is repeated counts as often as it is there",
@@ -74,6 +83,13 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
         "np.repeat(np.arange(len(held)), times)",
         "np.arange(len(held))",
         "test_tokens_are_counted_by_source_and_language",
+    ),
+    (
+        "large documents are not encoded a thousand at a time",
+        "trainers/tokens.py",
+        "if at + 1 - start == BATCH or held >= BYTES:",
+        "if at + 1 - start == BATCH:",
+        "test_documents_are_encoded_a_megabyte_at_a_time",
     ),
     (
         "tokens are counted where batches and the ledger's files are cut elsewhere",
