@@ -84,22 +84,23 @@ def kinds(folder: Path, split: str, documents: int) -> Iterator[pa.Table]:
     often as it is: a table for each file of the ledger, none for a corpus that has none."""
     paths = sorted(folder.glob(f"{LEDGER}-*.parquet"))
     sources = read_json(folder / f"{REPORT}.json").get("source_of", {}) if paths else {}
-    held: pa.Table | None = None
-    for path in [*paths, None]:
-        found = held
-        if path is not None:
-            table = pq.read_table(path, columns=["file", "language", "characters", "split", "row"], partitioning=None)
-            found = table.filter(pc.equal(table["split"], split))
-            if not len(found):
-                continue
-        if held is not None:  # the first row of what follows says how often its last document is there
-            end = documents if path is None else found["row"][0].as_py()
-            times = np.diff(held["row"].to_numpy(), append=end)
-            whole = held.take(pa.array(np.repeat(np.arange(len(held)), times)))
-            languages = pc.if_else(pc.equal(whole["language"], ""), "other", whole["language"])
-            columns = {"source": flow.sourced(whole, sources), "language": languages}
-            yield pa.table({**columns, "characters": whole["characters"]})
-        held = found
+    held: list[Any] = []  # the table before this one: the first row of what follows says how often its last is there
+    for path in paths:
+        table = pq.read_table(path, columns=["file", "language", "characters", "split", "row"], partitioning=None)
+        table = table.filter(pc.equal(table["split"], split))
+        if len(table):
+            yield from (_repeated(one, table["row"][0].as_py(), sources) for one in held)
+            held = [table]
+    yield from (_repeated(one, documents, sources) for one in held)
+
+
+def _repeated(table: pa.Table, end: int, sources: Mapping[str, str]) -> pa.Table:
+    """Each document of a table as often as it is there: up to the next one's row, the last up to `end`."""
+    times = np.diff(table["row"].to_numpy(), append=end)
+    whole = table.take(pa.array(np.repeat(np.arange(len(table)), times)))
+    languages = pc.if_else(pc.equal(whole["language"], ""), "other", whole["language"])
+    named = {"source": flow.sourced(whole, sources), "language": languages}
+    return pa.table({**named, "characters": whole["characters"]})
 
 
 def forget(path: Path, found: Collection[Mapping[str, Any]], corpus: Path) -> int:

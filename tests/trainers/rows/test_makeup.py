@@ -80,8 +80,8 @@ PLANTED = [  # promise, file, right code, bug, test (None: this whole file)
     (
         "a document that is repeated counts as often as it is there",
         "trainers/clean/ledger.py",
-        "np.repeat(np.arange(len(held)), times)",
-        "np.arange(len(held))",
+        "np.repeat(np.arange(len(table)), times)",
+        "np.arange(len(table))",
         "test_tokens_are_counted_by_source_and_language",
     ),
     (
