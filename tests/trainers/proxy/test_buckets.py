@@ -17,6 +17,7 @@ from moe.text.defaults import Defaults
 from moe.text.tokenizer import Tokenizer
 from tests.trainers.clean.direct import collected
 from tests.trainers.proxy.test_compare import cfg, sentences
+from trainers.loop.loop import result
 from trainers.proxy import training
 from trainers.proxy.parts import parts_of, texts_of
 
@@ -36,7 +37,6 @@ def scorer(cfg: Config, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = place / "scorer"
     tokenizer = Tokenizer.load(place / "tokenizer")
     training.write(place / "seed" / "rows", sentences(1500, 0.0, 2), tokenizer, 64, most=cfg.proxy.tokens)
-    result = training.result
 
     def kept(plan: Any) -> Any:
         network = result(plan)
