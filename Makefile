@@ -80,7 +80,7 @@ test-slow: setup megablocks-cpu  ## kills, planted bugs, whole runs, real proces
 
 test-all: test test-slow  ## every test but the benchmarks
 
-bench: setup datatrove  ## measure against other systems
+bench: setup  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench
 
 gpu: setup  ## install MegaBlocks beside a CUDA build of torch and test it there; no compiler is needed

@@ -16,7 +16,9 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.tokens import DocumentTokenizer
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
-NO_WORDS = {"min_doc_words": 10, "min_avg_word_length": None, "min_stop_words": None, "max_non_alpha_words_ratio": 0.5}
+NO_WORDS = dict.fromkeys(
+    ["min_doc_words", "min_avg_word_length", "max_avg_word_length", "min_stop_words", "max_non_alpha_words_ratio"]
+)
 
 
 def main(folder: Path, tokenizer: str) -> None:

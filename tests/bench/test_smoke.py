@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.test_corpus import DATATROVE
+from tests.bench.test_corpus import THERE
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench.json"
-HERE = {"corpus/datatrove"} if (DATATROVE / "datatrove").is_dir() else set[str]()
+HERE = {"corpus/datatrove"} if THERE else set[str]()
 EXPECTED = {
     "bench and not slow": {
         "moe_layer/64,4,2,64",
