@@ -63,9 +63,18 @@ class Here:
             post.handle = post.make()
 
     def ask(self, asks: Iterable[Ask]) -> list[Any]:
+        return self.finish(self.begin(asks))
+
+    def finish(self, begun: list[Any]) -> list[Any]:
+        return begun
+
+    def begin(self, asks: Iterable[Ask]) -> list[Any]:
         found = []
         for ask in asks:
-            made = getattr(self.posts[ask.actor].handle, ask.method)(*ask.args)
+            actor = self.posts[ask.actor].handle
+            if ask.first:
+                getattr(actor, ask.first[0])(*ask.first[1])
+            made = getattr(actor, ask.method)(*ask.args)
             assert not (why := ask.unfit(made)), why
             found.append(made[1] if ask.kept else made)
         return found
@@ -94,8 +103,8 @@ class Local:
 
 
 def ppo(folder: Path) -> None:
-    """Two iterations of PPO and of GRPO by all actors."""
-    kinds = {"ppo": PPO, "grpo": replace(GRPO, kl_in=KlIn.loss)}
+    """Two iterations of PPO, answered ahead of time, and of GRPO by all actors."""
+    kinds = {"ppo": replace(PPO, staleness=1), "grpo": replace(GRPO, kl_in=KlIn.loss)}
     with patch.multiple(graph, Supervisor=Here, ray=Local, place=lambda *_: Nowhere(NAME)):
         for name, kind in kinds.items():
             (folder / name).mkdir(parents=True)
