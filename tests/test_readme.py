@@ -117,6 +117,9 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
         "preset=test run.name=demo proxy.tokens=20000 proxy.documents=50", "runs/demo/proxy/report.html"
     ),
     "python -m trainers.forget": Small("", "runs/clean/forgotten.jsonl"),
+    "python -m trainers.forget run.name=demo forget.conversations": Elsewhere(
+        "tests/trainers/trail/test_talks.py::test_what_is_forgotten_comes_neither_back_nor_into_rankings"
+    ),
     "# my_steps.py": Elsewhere("tests/test_readme.py::test_the_step_of_the_readme_decides"),
     "python -m trainers.pretrain --help": Small(quick=True),
     "python -m trainers.pretrain -m": Small(
