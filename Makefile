@@ -24,6 +24,9 @@ CLIENTS := .venv/clients
 DATATROVE_PACKAGES := datatrove==0.10.1 orjson==3.13.0 pyarrow==26.0.1 nltk==3.10.4 spacy==3.8.18 regex==2026.11.19 xxhash==3.8.2 \
 	tokenizers==0.23.3 ftfy==6.3.1 fasteners==0.20 tldextract==5.4.0 inscriptis==2.7.6
 DATATROVE := .venv/datatrove
+# The last release that has PPO, for a benchmark.
+TRL_PACKAGES := trl==1.12.0 accelerate==1.15.0
+TRL := .venv/trl
 
 # What drives a browser in the tests of the chat page; the browser itself is the system's: apt-get install chromium.
 BROWSER_PACKAGES := playwright==1.65.2 pyee==13.0.1 greenlet==3.5.6 typing_extensions==4.16.0
@@ -33,7 +36,7 @@ BROWSER := .venv/browser
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo demo-assistant test test-slow test-all check bench serve browser clients datatrove gpu gpu-check megablocks-cpu lm-eval clean
+.PHONY: help setup native demo demo-assistant test test-slow test-all check bench serve browser clients datatrove gpu gpu-check megablocks-cpu lm-eval trl clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
@@ -80,7 +83,7 @@ test-slow: setup megablocks-cpu  ## kills, planted bugs, whole runs, real proces
 
 test-all: test test-slow  ## every test but the benchmarks
 
-bench: setup  ## measure against other systems
+bench: setup trl  ## measure against other systems
 	$(BIN)/pytest -q -s -m bench tests/bench
 
 gpu: setup  ## install MegaBlocks beside a CUDA build of torch and test it there; no compiler is needed
@@ -126,6 +129,10 @@ datatrove: $(DATATROVE)/.installed  ## what `make bench` compares the corpus wit
 
 $(DATATROVE)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(DATATROVE) $(DATATROVE_PACKAGES)
+trl: $(TRL)/.installed  ## what a step of PPO is measured against
+
+$(TRL)/.installed: | $(STAMP)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(TRL) --no-deps $(TRL_PACKAGES)
 	touch $@
 
 clean:  ## remove caches and build leftovers; keeps runs/ and .venv

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.test_corpus import THERE
+from tests.bench.test_ppo import PHASES, TRL
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench.json"
@@ -23,6 +24,7 @@ EXPECTED = {
         "decode/batch-2",
         "checkpoint/4 steps",
         *HERE,
+        *({"ppo_step/trl", *(f"ppo_step/trl/{phase}" for phase in PHASES)} if TRL.is_dir() else ()),
     },
     "bench and slow": {"train_step/compiled", "feed/1 threads"},
 }
