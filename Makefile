@@ -129,6 +129,8 @@ datatrove: $(DATATROVE)/.installed  ## what `make bench` compares the corpus wit
 
 $(DATATROVE)/.installed: | $(STAMP)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --upgrade --target $(DATATROVE) $(DATATROVE_PACKAGES)
+	touch $@
+
 trl: $(TRL)/.installed  ## what a step of PPO is measured against
 
 $(TRL)/.installed: | $(STAMP)
