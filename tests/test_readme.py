@@ -70,6 +70,7 @@ TABLE: dict[str, Small | Elsewhere | Installs] = {  # how a command starts; the 
     "make clients": Installs("packages beside the environment, which the tests of other APIs use where they are"),
     "make lm-eval": Installs("packages beside the environment"),
     "make datatrove": Installs("packages beside the environment, which a benchmark uses where they are"),
+    "make trl": Installs("packages beside the environment, which a benchmark uses where they are"),
     "PYTHONPATH=.venv/lm-eval": Installs("needs make lm-eval and a task's data from the network"),
     "curl": Elsewhere("tests/serving/test_endpoint.py::test_the_readmes_curl_is_answered"),
     "from openai": Elsewhere("tests/serving/test_endpoint.py::test_the_readmes_client_is_answered"),
