@@ -30,7 +30,7 @@ from trainers.files.readers import parse, read_sources
 from trainers.files.streams import BadRecord
 from trainers.rows.conversations import piece
 
-MOST = 2.9  # times as long for twice as much; the square would be 4
+MOST = 3.2  # times as long for twice as much; the square would be 4
 
 
 def record(text: str) -> object:
