@@ -7,11 +7,9 @@ from tests.gpu import elsewhere  # isort: skip  # it changes torch before anythi
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -26,12 +24,10 @@ from moe.tasks.measure import read_task_file
 from moe.text.tokenizer import Tokenizer
 from moe.training import checkpoint
 from rlhf import closing as rl_closing
-from rlhf import graph
 from rlhf.rewards import Scale
 from rlhf.rollouts import fitting
-from rlhf.supervisor import Ask, Post
 from tests.gpu.elsewhere import NAME, Card
-from tests.rlhf.carried.alone import Nowhere
+from tests.rlhf.carried.alone import alone
 from tests.rlhf.graphs import GRPO, PPO, Before, config
 from tests.trainers.training import Broken, plan_for, run
 from trainers import closing, prune
@@ -52,65 +48,14 @@ def loop(folder: Path) -> None:
         assert state.step == 4 and all(isinstance(p, Card) for p in state.model.parameters())
 
 
-class Here:
-    """Stands for `rlhf.supervisor.Supervisor`: actors of this process, which never fail."""
-
-    def __init__(self, posts: dict[str, Post], **_: Any) -> None:
-        self.posts = posts
-
-    def start(self) -> None:
-        for post in self.posts.values():
-            post.handle = post.make()
-
-    def ask(self, asks: Iterable[Ask]) -> list[Any]:
-        return self.finish(self.begin(asks))
-
-    def finish(self, begun: list[Any]) -> list[Any]:
-        return begun
-
-    def begin(self, asks: Iterable[Ask]) -> list[Any]:
-        found = []
-        for ask in asks:
-            actor = self.posts[ask.actor].handle
-            if ask.first:
-                getattr(actor, ask.first[0])(*ask.first[1])
-            made = getattr(actor, ask.method)(*ask.args)
-            assert not (why := ask.unfit(made)), why
-            found.append(made[1] if ask.kept else made)
-        return found
-
-    def progressed(self) -> None: ...
-
-    def mend(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Local:
-    """Stands for Ray: what is remote is here."""
-
-    put = staticmethod(lambda value: value)
-
-    @staticmethod
-    def remote(kind: Callable[..., Any]) -> Any:
-        class Actor:
-            remote = staticmethod(kind)
-
-        class Options:
-            options = staticmethod(lambda **_: Actor)
-
-        return Options
-
-
 def ppo(folder: Path) -> None:
     """Two iterations of PPO, answered ahead of time, and of GRPO by all actors."""
     kinds = {"ppo": replace(PPO, staleness=1), "grpo": replace(GRPO, kl_in=KlIn.loss)}
-    with patch.multiple(graph, Supervisor=Here, ray=Local, place=lambda *_: Nowhere(NAME)):
-        for name, kind in kinds.items():
-            (folder / name).mkdir(parents=True)
-            before, cfg = Before.made(folder / name), config(replace(kind, iterations=2))
-            cfg.cluster = Cluster(gpus_per_worker=0.1)
-            made = before.start(cfg)
+    for name, kind in kinds.items():
+        (folder / name).mkdir(parents=True)
+        before, cfg = Before.made(folder / name), config(replace(kind, iterations=2))
+        cfg.cluster = Cluster(gpus_per_worker=0.1)
+        with alone(before, cfg, NAME) as made:
             for actor in made.roles.values():
                 several = [model for model, _ in getattr(actor, "models", [])]  # the reward actor's
                 own = actor.engine if hasattr(actor, "engine") else actor

@@ -86,12 +86,12 @@ class Nowhere:
 
 
 @contextmanager
-def alone(before: Before, cfg: Config) -> Iterator[Graph]:
-    """A graph that `cfg` asks for."""
+def alone(before: Before, cfg: Config, on: str = "cpu") -> Iterator[Graph]:
+    """A graph that `cfg` asks for, its actors `on` a device."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(graph_module, "ray", SimpleNamespace(remote=_Remote, put=lambda value: value))
         patched.setattr(graph_module, "Supervisor", Obedient)
-        patched.setattr(graph_module, "place", lambda *_: Nowhere())
+        patched.setattr(graph_module, "place", lambda *_: Nowhere(on))
         yield before.start(cfg)
 
 
